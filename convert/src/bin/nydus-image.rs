@@ -1,0 +1,3 @@
+//! `nydus-image`.
+
+fn main() {}

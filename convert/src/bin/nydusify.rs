@@ -1,0 +1,3 @@
+//! `nydusify`.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! Makes RAFS images.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! `nydusctl`.
+
+fn main() {}

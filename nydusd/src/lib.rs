@@ -1,0 +1,2 @@
+//! Gives RAFS images to the kernel.
+#![deny(unsafe_code)]

@@ -1,0 +1,3 @@
+//! `nydusd`.
+
+fn main() {}

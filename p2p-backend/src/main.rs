@@ -1,0 +1,3 @@
+//! The daemon `nydus-p2p`: the mirror of a node.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The verbs of the OCI distribution protocol that Shoal uses.

@@ -1,0 +1,94 @@
+//! Chunks: the unit in which blobs are fetched, decoded, verified and cached.
+
+use std::ops::Range;
+
+use crate::digest::{Algorithm, Digest};
+
+/// The position of a chunk in its blob's chunk table (0 to 2^24 - 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkIndex(pub u32);
+
+/// How a blob was asked to be compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compressor {
+    /// Not at all.
+    None,
+    /// Raw LZ4 blocks, without a size prefix.
+    Lz4Block,
+    /// gzip, in images that refer to original OCI layers.
+    Gzip,
+    /// One zstd frame per chunk.
+    Zstd,
+}
+
+/// How the stored bytes of one chunk become plain bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// Stored as they are.
+    Plain,
+    /// One raw LZ4 block.
+    Lz4Block,
+    /// One zstd frame.
+    Zstd,
+    /// One gzip member.
+    Gzip,
+    /// A part of a gzip stream, entered at random-access point `context`, `offset` bytes into what it inflates to.
+    Zran {
+        /// Index of the random-access point.
+        context: u32,
+        /// Where the chunk begins in the inflated bytes of the point.
+        offset: u32,
+    },
+    /// A part of a batch of small chunks compressed together.
+    Batch {
+        /// Index of the batch.
+        batch: u32,
+        /// Where the chunk begins in the decoded batch.
+        offset: u32,
+    },
+}
+
+/// One chunk of a blob: where its bytes lie, how they are coded, and what they must hash to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Position in the blob's chunk table.
+    pub index: ChunkIndex,
+    /// Bytes in the blob's plain address space (that of the cache file).
+    pub plain: Range<u64>,
+    /// Bytes in the blob as stored.
+    pub stored: Range<u64>,
+    /// How stored bytes become plain ones.
+    pub codec: Codec,
+    /// Whether the stored bytes are encrypted with the blob's key.
+    pub encrypted: bool,
+    /// The algorithm of `digest`.
+    pub algorithm: Algorithm,
+    /// Digest of the plain bytes, from the bootstrap; `None` where the image carries none (tarfs).
+    pub digest: Option<Digest>,
+}
+
+/// The chunks of one blob that an image refers to, in the order of their plain bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChunkTable {
+    chunks: Vec<Chunk>,
+}
+
+impl ChunkTable {
+    /// Builds a table from chunks in any order.
+    pub fn new(mut chunks: Vec<Chunk>) -> Self {
+        chunks.sort_by_key(|chunk| chunk.plain.start);
+        Self { chunks }
+    }
+
+    /// Returns the chunks that hold at least one byte of `plain`.
+    pub fn covering(&self, plain: Range<u64>) -> &[Chunk] {
+        let from = self.chunks.partition_point(|chunk| chunk.plain.end <= plain.start);
+        let to = self.chunks.partition_point(|chunk| chunk.plain.start < plain.end);
+        &self.chunks[from..to.max(from)]
+    }
+
+    /// Returns all chunks, ordered by their plain bytes.
+    pub fn all(&self) -> &[Chunk] {
+        &self.chunks
+    }
+}

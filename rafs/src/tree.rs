@@ -1,0 +1,105 @@
+//! An owned file tree: what layers are parsed into, what writers take, and what tests generate.
+//!
+//! Nodes live in an arena. A directory maps names to [`NodeId`]s, so that hard links are simply several
+//! names for one node.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::chunk::ChunkIndex;
+
+/// A node of a [`Tree`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub usize);
+
+/// Attributes of a node that do not depend on its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stat {
+    /// Permission bits, with set-uid, set-gid and sticky (`0..=0o7777`).
+    pub permissions: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds of the modification time; may be negative.
+    pub mtime: i64,
+    /// Nanoseconds of the modification time (0 to 999,999,999).
+    pub mtime_nsec: u32,
+}
+
+/// A piece of a regular file's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkRef {
+    /// Index of the blob in the blob table that goes with the tree.
+    pub blob: u16,
+    /// The chunk in that blob.
+    pub chunk: ChunkIndex,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A directory, with its entries in the order of their bytes.
+    Directory(BTreeMap<OsString, NodeId>),
+    /// A regular file: its size and the chunks that hold it, in order.
+    Regular {
+        /// Size in bytes.
+        size: u64,
+        /// Chunks; all but the last hold exactly the image's chunk size.
+        chunks: Vec<ChunkRef>,
+    },
+    /// A symbolic link and its target.
+    Symlink(OsString),
+    /// A character device with its number in the encoding of `stat(2)`, low 32 bits.
+    CharDevice(u32),
+    /// A block device, likewise.
+    BlockDevice(u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Attributes.
+    pub stat: Stat,
+    /// Extended attributes, full names.
+    pub xattrs: BTreeMap<OsString, Vec<u8>>,
+    /// What it is.
+    pub kind: NodeKind,
+}
+
+/// A tree; the root is [`Tree::ROOT`] and always a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    nodes: Vec<Node>,
+}
+
+impl Tree {
+    /// The root directory.
+    pub const ROOT: NodeId = NodeId(0);
+
+    /// Makes a tree of one empty directory.
+    pub fn new(stat: Stat) -> Self {
+        let root = Node { stat, xattrs: BTreeMap::new(), kind: NodeKind::Directory(BTreeMap::new()) };
+        Self { nodes: vec![root] }
+    }
+
+    /// Adds a node without a name.
+    pub fn add(&mut self, node: Node) -> NodeId {
+        self.nodes.push(node);
+        NodeId(self.nodes.len() - 1)
+    }
+
+    /// Returns a node. Panics if `id` is of another tree.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+
+    /// Returns a node for changing. Panics if `id` is of another tree.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0]
+    }
+}

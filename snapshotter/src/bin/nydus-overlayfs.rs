@@ -1,0 +1,3 @@
+//! `nydus-overlayfs`.
+
+fn main() {}

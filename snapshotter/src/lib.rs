@@ -1,0 +1,2 @@
+//! Gives RAFS images to containerd.
+#![forbid(unsafe_code)]

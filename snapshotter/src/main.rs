@@ -1,0 +1,3 @@
+//! `containerd-nydus-grpc`.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! What the tests of the whole system share.
+#![forbid(unsafe_code)]
