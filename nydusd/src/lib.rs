@@ -1,2 +1,4 @@
 //! Gives RAFS images to the kernel.
 #![deny(unsafe_code)]
+
+pub mod store;
