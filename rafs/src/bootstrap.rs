@@ -3,8 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
+use crate::blob::format::features;
 use crate::chunk::{ChunkIndex, ChunkTable, Compressor};
-use crate::digest::{Algorithm, BlobId};
+use crate::digest::{Algorithm, BlobId, Digest};
+use crate::flags::Flags;
+use crate::v6;
+use crate::view::{View, invalid};
 
 /// Why a bootstrap or a blob's own tables cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,35 @@ pub enum Kind {
     Fifo,
     /// A socket.
     Socket,
+}
+
+impl Kind {
+    /// Returns the type that the upper bits of `st_mode` name.
+    pub fn from_mode(mode: u32) -> Option<Self> {
+        Some(match mode & 0o170_000 {
+            0o100_000 => Self::Regular,
+            0o040_000 => Self::Directory,
+            0o120_000 => Self::Symlink,
+            0o020_000 => Self::CharDevice,
+            0o060_000 => Self::BlockDevice,
+            0o010_000 => Self::Fifo,
+            0o140_000 => Self::Socket,
+            _ => return None,
+        })
+    }
+
+    /// Returns the upper bits of `st_mode`.
+    pub fn mode(self) -> u32 {
+        match self {
+            Self::Regular => 0o100_000,
+            Self::Directory => 0o040_000,
+            Self::Symlink => 0o120_000,
+            Self::CharDevice => 0o020_000,
+            Self::BlockDevice => 0o060_000,
+            Self::Fifo => 0o010_000,
+            Self::Socket => 0o140_000,
+        }
+    }
 }
 
 /// What `stat(2)` wants to know.
@@ -117,6 +150,22 @@ pub struct TableLocation {
     pub compressor: Compressor,
 }
 
+/// The key of an encrypted blob (AES-128-XTS).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Cipher {
+    /// Two keys of 16 bytes each.
+    pub key: [u8; 32],
+    /// The tweak, the same for every chunk.
+    pub iv: [u8; 16],
+}
+
+impl std::fmt::Debug for Cipher {
+    /// Keys do not belong into logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cipher(..)")
+    }
+}
+
 /// One blob of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobInfo {
@@ -132,98 +181,227 @@ pub struct BlobInfo {
     pub compressor: Compressor,
     /// How its chunks are named.
     pub algorithm: Algorithm,
-    /// Feature bits (blob-format, "Blob feature bits").
+    /// Feature bits, see [`features`](crate::blob::format::features).
     pub features: u32,
     /// Where its chunk table is, if it has one.
     pub table: Option<TableLocation>,
+    /// Size of its table of contents with the tar header after it; 0 where it is not known.
+    pub toc_size: u32,
+    /// Digest of its table of contents; zeros where it is not known.
+    pub toc_digest: Digest,
+    /// Name of the object that holds the chunk table, if the features have `SEPARATE`; else zeros.
+    pub meta_digest: Digest,
+    /// Size of that object, or 0.
+    pub meta_size: u64,
+    /// The key, if it is encrypted.
+    pub cipher: Option<Cipher>,
+    /// How many stored bytes, from the first on, the builder asked to be read ahead (v5 only; 0 for none).
+    pub prefetch_size: u32,
+}
+
+impl BlobInfo {
+    /// The name in bootstraps that lie inside the blob they name and so cannot know its digest.
+    pub const PLACEHOLDER: &str = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+
+    /// Makes the description of a blob of which nothing more is known.
+    pub fn new(id: BlobId, compressor: Compressor, algorithm: Algorithm) -> Self {
+        Self {
+            id,
+            stored_size: 0,
+            plain_size: 0,
+            chunk_count: 0,
+            compressor,
+            algorithm,
+            features: features::ALIGNED | features::CAP_TAR_TOC,
+            table: None,
+            toc_size: 0,
+            toc_digest: Digest([0; 32]),
+            meta_digest: Digest([0; 32]),
+            meta_size: 0,
+            cipher: None,
+            prefetch_size: 0,
+        }
+    }
+
+    /// Returns whether all feature bits of `bits` are set.
+    pub fn has(&self, bits: u32) -> bool {
+        self.features & bits == bits
+    }
+
+    /// Returns the name of the object that holds the chunk table: the blob itself or its meta blob.
+    pub fn table_object(&self) -> BlobId {
+        if self.has(features::SEPARATE) { BlobId::from(self.meta_digest) } else { self.id.clone() }
+    }
+}
+
+#[derive(Debug)]
+enum Layout {
+    V6(v6::read::Layout),
 }
 
 /// The metadata of an image.
 #[derive(Debug)]
 pub struct Bootstrap<B> {
     bytes: B,
+    layout: Layout,
     blobs: Vec<BlobInfo>,
 }
 
 impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Checks the superblock and the tables and takes the bytes.
     pub fn open(bytes: B) -> Result<Self, FormatError> {
-        let len = bytes.as_ref().len() as u64;
-        Err(FormatError::Truncated { what: "superblock", at: 0, len })
+        let view = View(bytes.as_ref());
+        let (layout, blobs) = match view.bytes("superblock", 0, 4)? {
+            b"SFAR" => return Err(FormatError::Unsupported("a RAFS v5 image".into())),
+            _ if view.len() < 4096 => {
+                return Err(FormatError::Truncated { what: "superblock", at: 0, len: view.len() });
+            }
+            _ if view.bytes("superblock", 1024, 4)? == 0xE0F5_E1E2_u32.to_le_bytes() => {
+                let (layout, blobs) = v6::read::Layout::open(view)?;
+                (Layout::V6(layout), blobs)
+            }
+            _ => return Err(invalid("superblock", 0, "neither RAFS v5 nor RAFS v6")),
+        };
+        Ok(Self { bytes, layout, blobs })
+    }
+
+    /// Names the blob that the bootstrap was found in, for bootstraps that could not know it.
+    pub fn name_inlined_blob(&mut self, id: &BlobId) {
+        for blob in &mut self.blobs {
+            if blob.id.as_str() == BlobInfo::PLACEHOLDER {
+                blob.id = id.clone();
+            }
+        }
+    }
+
+    fn v6<'a>(&'a self, layout: &'a v6::read::Layout) -> v6::read::Image<'a> {
+        v6::read::Image { bytes: View(self.bytes.as_ref()), layout }
+    }
+
+    /// Returns the bytes of the bootstrap.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
     }
 
     /// Returns the root directory.
     pub fn root(&self) -> Ino {
-        Ino(128)
+        match &self.layout {
+            Layout::V6(layout) => layout.root,
+        }
     }
 
-    /// Returns the number of inodes, as the image says.
+    /// Returns the number of inodes, as the image says; in v6 every name of a hard link counts.
     pub fn inode_count(&self) -> u64 {
-        self.bytes.as_ref().len() as u64
+        match &self.layout {
+            Layout::V6(layout) => layout.inos,
+        }
     }
 
-    /// Returns the size into which files are cut, in bytes.
+    /// Returns the size into which files are cut, in bytes: a power of two from 4,096 to 16 MiB.
     pub fn chunk_size(&self) -> u32 {
-        1 << 20
+        match &self.layout {
+            Layout::V6(layout) => layout.chunk_size,
+        }
     }
 
     /// Returns the RAFS version, 5 or 6.
     pub fn version(&self) -> u8 {
-        6
+        match &self.layout {
+            Layout::V6(_) => 6,
+        }
     }
 
-    /// Returns whether any inode has extended attributes.
+    /// Returns the flags of the image.
+    pub fn flags(&self) -> Flags {
+        match &self.layout {
+            Layout::V6(layout) => layout.flags,
+        }
+    }
+
+    /// Returns whether any inode has extended attributes; a merged image may say so without need.
     pub fn has_xattrs(&self) -> bool {
-        false
+        self.flags().has(Flags::HAS_XATTR)
     }
 
     /// Returns the attributes of an inode.
     pub fn attr(&self, ino: Ino) -> Result<Attr, FormatError> {
-        Err(FormatError::Unsupported(format!("{ino:?}")))
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).attr(ino),
+        }
     }
 
     /// Finds a name in a directory.
-    pub fn lookup(&self, _dir: Ino, _name: &OsStr) -> Result<Option<Ino>, FormatError> {
-        Ok(None)
+    pub fn lookup(&self, dir: Ino, name: &OsStr) -> Result<Option<Ino>, FormatError> {
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).lookup(dir, name),
+        }
     }
 
     /// Returns the entries of a directory from the `from`th on, `.` and `..` among them.
-    pub fn entries(&self, _dir: Ino, _from: u64) -> Result<impl Iterator<Item = Result<Entry<'_>, FormatError>>, FormatError> {
-        Ok(std::iter::empty())
+    ///
+    /// They come in the order of their names' bytes, so that `.` is not always the first. An error ends them.
+    pub fn entries(
+        &self,
+        dir: Ino,
+        from: u64,
+    ) -> Result<impl Iterator<Item = Result<Entry<'_>, FormatError>>, FormatError> {
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).entries(dir, from),
+        }
     }
 
     /// Returns the target of a symbolic link.
     pub fn readlink(&self, ino: Ino) -> Result<OsString, FormatError> {
-        Err(FormatError::Unsupported(format!("{ino:?}")))
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).readlink(ino),
+        }
     }
 
     /// Returns the extended attributes of an inode, full names.
-    pub fn xattrs(&self, _ino: Ino) -> Result<Vec<(OsString, Vec<u8>)>, FormatError> {
-        Ok(Vec::new())
+    pub fn xattrs(&self, ino: Ino) -> Result<Vec<(OsString, Vec<u8>)>, FormatError> {
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).xattrs(ino),
+        }
     }
 
-    /// Returns where the bytes `range` of a file lie, clipped to the file's size.
+    /// Returns an upper bound of the bytes that the attributes and extents of an inode take in the bootstrap.
+    pub(crate) fn weight(&self, ino: Ino) -> Result<u64, FormatError> {
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).weight(ino),
+        }
+    }
+
+    /// Returns where the bytes `range` of a file lie, clipped to the file's size, in the order of the file.
     pub fn extents(
         &self,
-        _ino: Ino,
-        _range: Range<u64>,
+        ino: Ino,
+        range: Range<u64>,
     ) -> Result<impl Iterator<Item = Result<Extent, FormatError>>, FormatError> {
-        Ok(std::iter::empty())
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).extents(ino, range, &self.blobs),
+        }
     }
 
-    /// Returns the blobs that hold the image's data.
+    /// Returns the blobs that hold the image's data, in the order in which EROFS wants them as devices.
     pub fn blobs(&self) -> &[BlobInfo] {
         &self.blobs
     }
 
     /// Returns what the bootstrap itself knows of the chunks of blob `blob`: for native blobs all that this
     /// image refers to, with the digests that a reader must believe.
-    pub fn chunks(&self, _blob: u16) -> Result<ChunkTable, FormatError> {
-        Ok(ChunkTable::default())
+    pub fn chunks(&self, blob: u16) -> Result<ChunkTable, FormatError> {
+        let Some(info) = self.blobs.get(usize::from(blob)) else {
+            return Err(FormatError::Unsupported(format!("blob {blob} of an image with {}", self.blobs.len())));
+        };
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).chunks(blob, info),
+        }
     }
 
-    /// Returns the inodes that the builder asked to be fetched first.
+    /// Returns the inodes that the builder asked to be fetched first; the root alone means everything.
     pub fn prefetch(&self) -> Result<Vec<Ino>, FormatError> {
-        Ok(Vec::new())
+        match &self.layout {
+            Layout::V6(layout) => self.v6(layout).prefetch(),
+        }
     }
 }

@@ -21,6 +21,39 @@ pub enum Compressor {
     Zstd,
 }
 
+impl Compressor {
+    /// Returns the compressor with this number in blob tables.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            0 => Self::None,
+            1 => Self::Lz4Block,
+            2 => Self::Gzip,
+            3 => Self::Zstd,
+            _ => return None,
+        })
+    }
+
+    /// Returns the number of the compressor in blob tables.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Lz4Block => 1,
+            Self::Gzip => 2,
+            Self::Zstd => 3,
+        }
+    }
+
+    /// Returns the codec of a whole chunk that this compressor did make smaller.
+    pub fn codec(self) -> Codec {
+        match self {
+            Self::None => Codec::Plain,
+            Self::Lz4Block => Codec::Lz4Block,
+            Self::Gzip => Codec::Gzip,
+            Self::Zstd => Codec::Zstd,
+        }
+    }
+}
+
 /// How the stored bytes of one chunk become plain bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Codec {
@@ -65,6 +98,8 @@ pub struct Chunk {
     pub algorithm: Algorithm,
     /// Digest of the plain bytes, from the bootstrap; `None` where the image carries none (tarfs).
     pub digest: Option<Digest>,
+    /// CRC-32C of the plain bytes, where the image carries one; the digest is the stronger check.
+    pub crc32: Option<u32>,
 }
 
 /// The chunks of one blob that an image refers to, in the order of their plain bytes.

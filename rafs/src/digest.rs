@@ -16,6 +16,23 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Returns the algorithm with this number in blob tables.
+    pub fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Self::Blake3),
+            1 => Some(Self::Sha256),
+            _ => None,
+        }
+    }
+
+    /// Returns the number of the algorithm in blob tables.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Blake3 => 0,
+            Self::Sha256 => 1,
+        }
+    }
+
     /// Returns the digest of `plain`.
     pub fn digest(self, plain: &[u8]) -> Digest {
         match self {
@@ -86,11 +103,7 @@ impl FromStr for BlobId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let fits = !text.is_empty() && text.len() <= 255 && !text.contains(['/', '\0']);
-        if fits && text != "." && text != ".." {
-            Ok(Self(text.into()))
-        } else {
-            Err(InvalidBlobId(text.to_owned()))
-        }
+        if fits && text != "." && text != ".." { Ok(Self(text.into())) } else { Err(InvalidBlobId(text.to_owned())) }
     }
 }
 

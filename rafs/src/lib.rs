@@ -8,12 +8,18 @@
 //! are bytes as a reader of the file sees them.
 #![forbid(unsafe_code)]
 
+pub mod blob;
 pub mod bootstrap;
 pub mod chunk;
 pub mod digest;
+pub mod flags;
+mod record;
 pub mod tree;
+mod v6;
+mod view;
 
 pub use bootstrap::{Attr, BlobInfo, Bootstrap, Entry, Extent, FormatError, Ino, Kind};
 pub use chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor};
 pub use digest::{Algorithm, BlobId, Digest};
+pub use flags::Flags;
 pub use tree::{Node, NodeId, NodeKind, Stat, Tree};

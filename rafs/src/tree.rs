@@ -69,6 +69,9 @@ pub struct Node {
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// What it is.
     pub kind: NodeKind,
+    /// Whether a layer did not list this directory but something below it: at a merge the lower layer's
+    /// attributes stay.
+    pub implied: bool,
 }
 
 /// A tree; the root is [`Tree::ROOT`] and always a directory.
@@ -83,7 +86,7 @@ impl Tree {
 
     /// Makes a tree of one empty directory.
     pub fn new(stat: Stat) -> Self {
-        let root = Node { stat, xattrs: BTreeMap::new(), kind: NodeKind::Directory(BTreeMap::new()) };
+        let root = Node { stat, xattrs: BTreeMap::new(), kind: NodeKind::Directory(BTreeMap::new()), implied: true };
         Self { nodes: vec![root] }
     }
 
