@@ -102,6 +102,13 @@ pub struct Chunk {
     pub crc32: Option<u32>,
 }
 
+impl Chunk {
+    /// Returns the number of plain bytes (1 to 16 MiB).
+    pub fn plain_len(&self) -> u64 {
+        self.plain.end.saturating_sub(self.plain.start)
+    }
+}
+
 /// The chunks of one blob that an image refers to, in the order of their plain bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChunkTable {
@@ -111,7 +118,7 @@ pub struct ChunkTable {
 impl ChunkTable {
     /// Builds a table from chunks in any order.
     pub fn new(mut chunks: Vec<Chunk>) -> Self {
-        chunks.sort_by_key(|chunk| chunk.plain.start);
+        chunks.sort_by_key(|chunk| (chunk.plain.start, chunk.index));
         Self { chunks }
     }
 
@@ -120,6 +127,12 @@ impl ChunkTable {
         let from = self.chunks.partition_point(|chunk| chunk.plain.end <= plain.start);
         let to = self.chunks.partition_point(|chunk| chunk.plain.start < plain.end);
         &self.chunks[from..to.max(from)]
+    }
+
+    /// Returns the chunk with this index that begins at `plain` in the plain address space.
+    pub fn at(&self, index: ChunkIndex, plain: u64) -> Option<&Chunk> {
+        let from = self.chunks.partition_point(|chunk| chunk.plain.start < plain);
+        self.chunks[from..].iter().take_while(|chunk| chunk.plain.start == plain).find(|chunk| chunk.index == index)
     }
 
     /// Returns all chunks, ordered by their plain bytes.

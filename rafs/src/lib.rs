@@ -11,11 +11,13 @@
 pub mod blob;
 pub mod bootstrap;
 pub mod chunk;
+pub mod codec;
 pub mod digest;
 pub mod flags;
 mod record;
 pub mod tree;
 mod v6;
+pub mod verified;
 mod view;
 
 pub use bootstrap::{Attr, BlobInfo, Bootstrap, Entry, Extent, FormatError, Ino, Kind};
@@ -23,3 +25,4 @@ pub use chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor};
 pub use digest::{Algorithm, BlobId, Digest};
 pub use flags::Flags;
 pub use tree::{Node, NodeId, NodeKind, Stat, Tree};
+pub use verified::{ChunkError, Verified};

@@ -1,0 +1,4 @@
+//! Images of the established builder, read and written.
+
+mod fixtures;
+mod read;
