@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod credentials;
+pub mod http;
 pub mod registry;
 pub mod route;
 
 pub use config::Config;
+pub use credentials::Credential;
 pub use route::{Route, SourceError, Urgency};

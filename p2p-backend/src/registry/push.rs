@@ -1,0 +1,299 @@
+//! Blobs and manifests on their way up.
+//!
+//! An upload is a session: POST opens it, its address comes in `Location` (absolute or relative, with a
+//! query that must be kept, and new after every step), PATCH adds bytes, PUT with the digest closes it. A
+//! registry that restarts forgets its sessions; then the upload starts again from the beginning, which only
+//! the caller can do who knows where the bytes come from. [`RegistryError::is_transient`] tells when.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt as _};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use reqwest::{Request, Response, Url};
+use sha2::Digest as _;
+
+use super::{Access, BlobRequest, Call, Client, RegistryError, name};
+use crate::http::{Http, loggable};
+
+/// What came of the wish to take a blob from another repository.
+#[derive(Debug)]
+pub enum Mounted {
+    /// The blob is there.
+    Done,
+    /// The registry would not; it opened an upload instead.
+    Upload(Upload),
+}
+
+/// An open upload of one blob.
+#[derive(Debug)]
+pub struct Upload {
+    client: Client,
+    repository: String,
+    location: Url,
+    sent: u64,
+}
+
+impl Client {
+    /// Asks whether a blob is there.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`] unless the answer is yes or no.
+    pub async fn has_blob(&self, repository: &str, digest: &str) -> Result<bool, RegistryError> {
+        match self.head_blob(repository, digest, &BlobRequest::default()).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a blob of repository `from` appear in `repository` without moving its bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]. A registry that declines is no error: [`Mounted::Upload`].
+    pub async fn mount_blob(&self, repository: &str, digest: &str, from: &str) -> Result<Mounted, RegistryError> {
+        let mut url = self.uploads(repository).await?;
+        url.query_pairs_mut().append_pair("mount", digest).append_pair("from", name(from)?);
+        let access = Access::Mount(from.to_owned());
+        match self.open(url, repository, access).await {
+            Ok(response) if response.status() == StatusCode::CREATED => Ok(Mounted::Done),
+            Ok(response) => Ok(Mounted::Upload(self.session(repository, &response, 0)?)),
+            // No right to read `from`, or no such verb; an upload may still be possible.
+            Err(error) if matches!(error.status().map(|status| status.as_u16()), Some(400 | 401 | 403 | 404 | 405)) => {
+                Ok(Mounted::Upload(self.start_upload(repository).await?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens an upload.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn start_upload(&self, repository: &str) -> Result<Upload, RegistryError> {
+        let url = self.uploads(repository).await?;
+        let response = self.open(url, repository, Access::Push).await?;
+        self.session(repository, &response, 0)
+    }
+
+    /// Uploads a blob that is in memory, unless it is there already. Starts a lost session again once.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn push_blob(&self, repository: &str, digest: &str, bytes: Bytes) -> Result<(), RegistryError> {
+        if self.has_blob(repository, digest).await? {
+            return Ok(());
+        }
+        for last in [false, true] {
+            let attempt = async { self.start_upload(repository).await?.finish(digest, bytes.clone()).await };
+            match attempt.await {
+                Err(error) if !last && is_lost_session(&error) => {
+                    tracing::debug!(repository, digest, %error, "starting the upload again");
+                }
+                outcome => return outcome,
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Writes a manifest under a tag or its digest; returns the digest of the bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn put_manifest(
+        &self,
+        repository: &str,
+        target: &str,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<String, RegistryError> {
+        let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes)));
+        let url = self.url(&format!("v2/{}/manifests/{}", name(repository)?, name(target)?)).await?;
+        let mut call = Call::new(Method::PUT, url, repository, Access::Push);
+        let kind = HeaderValue::try_from(media_type).map_err(|_| RegistryError::Name(media_type.to_owned()))?;
+        call.headers.insert(CONTENT_TYPE, kind);
+        call.body = Some(bytes);
+        let response = self.call(&call).await?;
+        let accepted = [StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED];
+        self.expect(&call.method, response, &accepted).await?;
+        Ok(digest)
+    }
+
+    async fn uploads(&self, repository: &str) -> Result<Url, RegistryError> {
+        self.url(&format!("v2/{}/blobs/uploads/", name(repository)?)).await
+    }
+
+    async fn open(&self, url: Url, repository: &str, access: Access) -> Result<Response, RegistryError> {
+        let mut call = Call::new(Method::POST, url, repository, access);
+        call.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        call.body = Some(Bytes::new());
+        let response = self.call(&call).await?;
+        self.expect(&call.method, response, &[StatusCode::ACCEPTED, StatusCode::CREATED]).await
+    }
+
+    fn session(&self, repository: &str, response: &Response, sent: u64) -> Result<Upload, RegistryError> {
+        let location = next_location(response)?;
+        Ok(Upload { client: self.clone(), repository: repository.to_owned(), location, sent })
+    }
+
+    /// Returns the proof to send to `url`: ours where it is ours, none elsewhere.
+    async fn proof_for(&self, repository: &str, url: &Url) -> Result<Option<HeaderValue>, RegistryError> {
+        if url.origin() != self.url("").await?.origin() {
+            return Ok(None);
+        }
+        let call = Call::new(Method::PATCH, url.clone(), repository, Access::Push);
+        Ok(self.proof(&call).await?.header().cloned())
+    }
+}
+
+/// Tells whether an upload failed so that a new session may succeed.
+pub(crate) fn is_lost_session(error: &RegistryError) -> bool {
+    error.is_transient() || matches!(error.status().map(|status| status.as_u16()), Some(401 | 404 | 410 | 416))
+}
+
+impl Upload {
+    /// Returns how many bytes were sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Tells whether `error`, returned by an upload, may be answered by starting a new one from the beginning.
+    pub fn may_restart(error: &RegistryError) -> bool {
+        is_lost_session(error)
+    }
+
+    /// Sends a stream of bytes, which may be long: only a stall ends it, not the time it takes.
+    ///
+    /// `length` is sent as `Content-Length` if known; else the body is chunked.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]; the session is lost then.
+    pub async fn stream<S, E>(self, length: Option<u64>, bytes: S) -> Result<Self, RegistryError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let moved = Progress::default();
+        let watched = moved.clone();
+        let bytes = bytes.inspect_ok(move |piece| watched.add(piece.len()));
+        let response =
+            self.send(Method::PATCH, self.location.clone(), length, reqwest::Body::wrap_stream(bytes), &moved).await?;
+        let accepted = [StatusCode::ACCEPTED, StatusCode::NO_CONTENT, StatusCode::CREATED];
+        let response = self.client.expect(&Method::PATCH, response, &accepted).await?;
+        let sent = self.sent + moved.total();
+        let location =
+            if response.headers().contains_key(LOCATION) { next_location(&response)? } else { self.location };
+        Ok(Self { location, sent, ..self })
+    }
+
+    /// Sends what is left, if anything, and closes the upload: the blob must have `digest` now.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]; the session is lost then.
+    pub async fn finish(self, digest: &str, rest: Bytes) -> Result<(), RegistryError> {
+        let mut url = self.location.clone();
+        url.query_pairs_mut().append_pair("digest", digest);
+        let moved = Progress::default();
+        let length = rest.len() as u64;
+        let watched = moved.clone();
+        // In slices, so that a large body shows that it moves.
+        let slices = futures::stream::unfold(rest, move |mut rest| {
+            let watched = watched.clone();
+            async move {
+                let piece = rest.split_to(rest.len().min(256 << 10));
+                watched.add(piece.len());
+                (!piece.is_empty()).then_some((Ok::<_, std::io::Error>(piece), rest))
+            }
+        });
+        let body = if length == 0 { reqwest::Body::from(Bytes::new()) } else { reqwest::Body::wrap_stream(slices) };
+        let response = self.send(Method::PUT, url, Some(length), body, &moved).await?;
+        let accepted = [StatusCode::CREATED, StatusCode::NO_CONTENT, StatusCode::ACCEPTED, StatusCode::OK];
+        self.client.expect(&Method::PUT, response, &accepted).await?;
+        Ok(())
+    }
+
+    /// Gives the upload up, so that the registry can forget it at once.
+    pub async fn cancel(self) {
+        let call = Call::new(Method::DELETE, self.location.clone(), &self.repository, Access::Push);
+        if let Err(error) = self.client.call(&call).await {
+            tracing::debug!(%error, "an upload could not be cancelled; the registry will time it out");
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        length: Option<u64>,
+        body: reqwest::Body,
+        moved: &Progress,
+    ) -> Result<Response, RegistryError> {
+        let client = &self.client;
+        let proof = client.proof_for(&self.repository, &url).await?;
+        let mut request = Request::new(method, url);
+        let headers: &mut HeaderMap = request.headers_mut();
+        headers.extend(client.0.headers.clone());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        if let Some(length) = length {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        if let Some(proof) = proof {
+            headers.insert(AUTHORIZATION, proof);
+        }
+        *request.body_mut() = Some(body);
+        client.0.traffic.count_request();
+        while_moving(&client.0.http, request, moved).await
+    }
+}
+
+/// Bytes that were handed to the connection.
+#[derive(Debug, Clone, Default)]
+struct Progress(std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+impl Progress {
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn total(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// Sends a request whose body may take long, and gives up when nothing moves for the stall time.
+///
+/// After the last byte the registry may still hash and store what it got, so the answer gets a minute.
+async fn while_moving(http: &Http, request: Request, moved: &Progress) -> Result<Response, RegistryError> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let host = crate::http::authority(request.url());
+    let sending = http.send_within(request, Duration::from_secs(86_400));
+    tokio::pin!(sending);
+    let mut before = moved.total();
+    loop {
+        tokio::select! {
+            outcome = &mut sending => return Ok(outcome?),
+            () = tokio::time::sleep(PATIENCE) => {
+                let now = moved.total();
+                if now == before {
+                    return Err(crate::http::HttpError::Stalled { host, limit: PATIENCE }.into());
+                }
+                before = now;
+            }
+        }
+    }
+}
+
+fn next_location(response: &Response) -> Result<Url, RegistryError> {
+    let wrong = |reason| RegistryError::Redirect { url: loggable(response.url()), reason };
+    let location = response.headers().get(LOCATION).ok_or_else(|| wrong("an upload without saying where"))?;
+    let location = location.to_str().map_err(|_| wrong("an upload to what is no URL"))?;
+    response.url().join(location).map_err(|_| wrong("an upload to what is no URL"))
+}
