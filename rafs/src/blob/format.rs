@@ -37,3 +37,98 @@ pub mod features {
     /// Bits whose meaning must be known to read a blob.
     pub const MUST_KNOW: u32 = 0xf000;
 }
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Begins and ends the header of a chunk table.
+pub(crate) const TABLE_MAGIC: u32 = 0xb10b_b10b;
+/// Size of the header that follows a chunk table.
+pub const TABLE_HEADER_SIZE: u64 = 4096;
+
+/// The header after a chunk table.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct TableHeader {
+    pub(crate) magic: U32,
+    pub(crate) features: U32,
+    pub(crate) compressor: U32,
+    pub(crate) chunk_count: U32,
+    pub(crate) at: U64,
+    pub(crate) stored_size: U64,
+    pub(crate) plain_size: U64,
+    /// Where batches or random-access points begin in the plain table.
+    pub(crate) contexts_at: U64,
+    pub(crate) contexts_size: U64,
+    pub(crate) context_count: U32,
+    pub(crate) reserved: [u8; 4032],
+    pub(crate) magic_again: U32,
+}
+
+/// A chunk in a table of version 1.
+///
+/// Sizes are stored less one, their upper 4 bits apart from the lower 20; offsets keep their place, which
+/// for plain ones is possible because they are multiples of 4,096.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct ChunkInfoV1 {
+    pub(crate) plain: U64,
+    pub(crate) stored: U64,
+}
+
+/// A chunk in a table of version 2.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct ChunkInfoV2 {
+    pub(crate) plain: U64,
+    pub(crate) stored: U64,
+    /// Context and offset in it, or the CRC of the plain bytes.
+    pub(crate) data: U64,
+}
+
+/// A batch of small chunks that were compressed together.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct BatchContext {
+    pub(crate) stored_size: U32,
+    pub(crate) plain_size: U32,
+    pub(crate) reserved: [u8; 32],
+}
+
+/// A point at which a gzip stream can be entered.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct ZranContext {
+    pub(crate) stored_at: U64,
+    pub(crate) plain_at: U64,
+    pub(crate) dictionary_at: U64,
+    pub(crate) stored_size: U32,
+    pub(crate) plain_size: U32,
+    pub(crate) dictionary_size: U32,
+    pub(crate) byte: u8,
+    pub(crate) bits: u8,
+    pub(crate) reserved: [u8; 2],
+}
+
+/// An entry of the table of contents.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct TocEntry {
+    pub(crate) flags: U32,
+    pub(crate) reserved: U32,
+    pub(crate) name: [u8; 16],
+    pub(crate) digest: [u8; 32],
+    pub(crate) stored_at: U64,
+    pub(crate) stored_size: U64,
+    pub(crate) plain_size: U64,
+    pub(crate) reserved2: [u8; 48],
+}
+
+const _: () = {
+    assert!(size_of::<TableHeader>() as u64 == TABLE_HEADER_SIZE);
+    assert!(size_of::<ChunkInfoV1>() == 16);
+    assert!(size_of::<ChunkInfoV2>() == 24);
+    assert!(size_of::<BatchContext>() == 40);
+    assert!(size_of::<ZranContext>() == 40);
+    assert!(size_of::<TocEntry>() == 128);
+};

@@ -7,10 +7,10 @@ use std::io::Read;
 use std::sync::OnceLock;
 
 /// All files of the archive by their path.
-pub struct Fixtures(BTreeMap<String, Vec<u8>>);
+pub(crate) struct Fixtures(BTreeMap<String, Vec<u8>>);
 
 /// Returns the fixtures, unpacked once per process.
-pub fn fixtures() -> &'static Fixtures {
+pub(crate) fn fixtures() -> &'static Fixtures {
     static FIXTURES: OnceLock<Fixtures> = OnceLock::new();
     FIXTURES.get_or_init(|| {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/upstream.tar.zst");
@@ -31,12 +31,12 @@ pub fn fixtures() -> &'static Fixtures {
 
 impl Fixtures {
     /// Returns a file.
-    pub fn get(&self, path: &str) -> &[u8] {
+    pub(crate) fn get(&self, path: &str) -> &[u8] {
         self.0.get(path).unwrap_or_else(|| panic!("no fixture {path}"))
     }
 
     /// Returns the blobs below `out/<variant>/`, layers included, by name.
-    pub fn blobs(&self, variant: &str) -> BTreeMap<&str, &[u8]> {
+    pub(crate) fn blobs(&self, variant: &str) -> BTreeMap<&str, &[u8]> {
         let prefix = format!("out/{variant}/");
         let of_variant = self
             .0

@@ -1,4 +1,5 @@
 //! Images of the established builder, read and written.
 
+mod blob;
 mod fixtures;
 mod read;
