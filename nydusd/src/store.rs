@@ -1,23 +1,64 @@
 //! The blobs of this node: what of them is in the cache directory, and how the rest gets there.
+//!
+//! A [`Store`] is one directory and what all its blobs share. A [`Blob`] is one blob as one image sees it; below, images
+//! share what they agree on:
+//!
+//! ```text
+//!   Store -- Blob (image A) --+-- Layout --- slots --+
+//!        \-- Blob (image B) --+-- Layout --- slots --+-- Cache -- CacheFile  <id>.blob.data
+//!                                                          |          \----- ReadyMap  <id>.blob.data.ready
+//!                                                          \-- Claims, and those who wait
+//! ```
+//!
+//! The promise: bytes are read, from file or memory, only after they matched the digest that *this* image names; no
+//! failure is remembered; a read that a source can serve does not fail because of the cache.
 
+mod ahead;
+mod blob;
+mod cache;
+mod cache_file;
+mod claim;
 mod counters;
+mod demand;
 mod error;
+mod fill;
+mod layout;
+mod prefetch;
+mod ready;
+mod runs;
+mod shelf;
+mod source;
+#[cfg(test)]
+mod tests;
+mod usage;
 
+use std::collections::HashMap;
 use std::fmt;
-use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use nydus_backend::{Route, Urgency};
+use nydus_backend::Route;
 use nydus_rafs::{BlobId, BlobInfo, ChunkTable};
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
+pub use blob::Blob;
 pub use counters::{Counter, Counters, Stamp};
 pub use error::{ReadError, StoreError};
+pub use prefetch::{Hint, PrefetchOptions, prefetch};
+pub use usage::Usage;
+
+use blob::Bound;
+use cache::Cache;
+use cache_file::CacheFile;
+use demand::Demand;
+use shelf::Shelf;
+use source::Source;
+
+/// Requests ahead of readers that are under way at once, for all blobs of a store.
+const BACKGROUND: usize = 16;
 
 /// How a store works; the default is what a configuration without a word about it means.
 #[derive(Debug, Clone)]
@@ -42,7 +83,20 @@ impl Default for Options {
 /// A cache directory and the blobs open in it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+    counters: Arc<Counters>,
+}
+
+/// What the blobs of a store share.
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    options: Options,
+    runtime: Handle,
+    caches: Mutex<HashMap<BlobId, Vec<Weak<Cache>>>>,
+    shelf: Arc<Shelf>,
+    demand: Demand,
+    background: Semaphore,
 }
 
 /// The chunks of a blob, known or still to be fetched.
@@ -68,129 +122,137 @@ impl From<ChunkTable> for Table {
     }
 }
 
-/// What the cache directory holds of one blob.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Usage {
-    /// The name of the blob as its files spell it.
-    pub blob: String,
-    /// Bytes that its files take on the disk.
-    pub bytes: u64,
-    /// The files.
-    pub files: Vec<PathBuf>,
-}
-
 impl Store {
     /// Uses `dir` (made if missing) as cache directory; requests run on `runtime`.
-    pub fn open(_dir: impl Into<PathBuf>, _options: Options, _runtime: Handle) -> Result<Self, StoreError> {
-        Ok(Self { _inner: Arc::new(()) })
+    pub fn open(dir: impl Into<PathBuf>, options: Options, runtime: Handle) -> Result<Self, StoreError> {
+        let dir = dir.into();
+        let usable = std::fs::create_dir_all(&dir).and_then(|()| std::fs::read_dir(&dir).map(drop));
+        usable.map_err(|source| StoreError::Directory { dir: dir.clone(), source })?;
+        if !options.verify {
+            tracing::warn!(dir = %dir.display(), "chunks are NOT verified: whoever serves blobs can change what is read");
+        }
+        let inner = Inner {
+            dir,
+            options,
+            runtime,
+            caches: Mutex::default(),
+            shelf: Arc::default(),
+            demand: Demand::default(),
+            background: Semaphore::new(BACKGROUND),
+        };
+        Ok(Self { inner: Arc::new(inner), counters: Arc::default() })
     }
 
     /// Returns the same store with counters of its own, for one image.
-    pub fn counting(&self, _counters: Arc<Counters>) -> Self {
-        self.clone()
+    pub fn counting(&self, counters: Arc<Counters>) -> Self {
+        Self { inner: self.inner.clone(), counters }
     }
 
     /// Returns the cache directory.
     pub fn dir(&self) -> &Path {
-        Path::new(".")
+        &self.inner.dir
     }
 
     /// Returns the counters.
     pub fn counters(&self) -> &Arc<Counters> {
-        unreachable!("skeleton")
+        &self.counters
     }
 
     /// Opens a blob for an image. Opens no connection. Images share what is in the cache as far as they agree.
-    pub fn blob(&self, info: &BlobInfo, _table: impl Into<Table>, _route: Route) -> Result<Arc<Blob>, StoreError> {
-        Ok(Arc::new(Blob { id: info.id.clone() }))
-    }
-
-    /// Returns what is in the cache directory, blob by blob.
-    pub fn usage(&self) -> Result<Vec<Usage>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    /// Deletes the files of a blob that is not open.
-    pub fn remove(&self, _blob: &BlobId) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    /// Brings the cache to the disk, so that the next process need not check it. Blocks.
-    pub fn close(&self) {}
-}
-
-/// One blob, as one image sees it.
-#[derive(Debug)]
-pub struct Blob {
-    id: BlobId,
-}
-
-impl Blob {
-    /// Returns its name.
-    pub fn id(&self) -> &BlobId {
-        &self.id
-    }
-
-    /// Returns whether `plain` can be read without asking anybody. Never blocks.
-    pub fn ready(&self, _plain: Range<u64>) -> bool {
-        false
-    }
-
-    /// Makes `plain` readable from [`Blob::file`]; returns at once if it already is.
     ///
-    /// For threads outside the runtime: they wait here until the bytes came, failed, or the deadline passed.
-    pub fn ensure(&self, plain: Range<u64>) -> Result<(), ReadError> {
-        Err(ReadError::Outside { blob: self.id.clone(), plain })
+    /// A cache file that cannot be made or locked is no error: the blob is then read through memory.
+    pub fn blob(&self, info: &BlobInfo, table: impl Into<Table>, route: Route) -> Result<Arc<Blob>, StoreError> {
+        self.blob_from(info, table.into(), route.into())
     }
 
-    /// Fills `buf` with the plain bytes from `offset` on; the same waiting as [`Blob::ensure`], but served also
-    /// when the cache file cannot be written. Returns `buf.len()`.
-    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, ReadError> {
-        Err(ReadError::Outside { blob: self.id.clone(), plain: offset..offset + buf.len() as u64 })
+    fn blob_from(&self, info: &BlobInfo, table: Table, source: Source) -> Result<Arc<Blob>, StoreError> {
+        let (table, bound) = match table {
+            // The layout has the chunks now; a second copy would only take memory.
+            Table::Known(known) => (Table::Known(ChunkTable::default()), Some(self.inner.bind(info, &known)?)),
+            lazy @ Table::Lazy(_) => (lazy, None),
+        };
+        Ok(Blob::new(info, table, bound, source, self.inner.clone(), self.counters.clone()))
     }
 
-    /// Like [`Blob::read_at`], for async callers and for callers that can be interrupted: dropping the future
-    /// gives up what it claimed.
-    pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize, ReadError> {
-        Err(ReadError::Outside { blob: self.id.clone(), plain: offset..offset + buf.len() as u64 })
-    }
-
-    /// Makes `plain` readable from the cache file.
-    pub async fn fill(self: &Arc<Self>, plain: Range<u64>, _urgency: Urgency) -> Result<(), ReadError> {
-        Err(ReadError::Outside { blob: self.id.clone(), plain })
-    }
-
-    /// Returns the cache file: the blob's plain address space, sparse. `None` while its chunk table is still to
-    /// be fetched, and where the cache directory does not take it.
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// Returns the names of its files in the cache directory.
-    pub fn file_names(&self) -> Vec<String> {
-        Vec::new()
+    /// Brings the cache to the disk, so that the next process need not check it. Blocks for as long as that takes.
+    pub fn close(&self) {
+        let living: Vec<Arc<Cache>> = self.inner.caches().values().flatten().filter_map(Weak::upgrade).collect();
+        for cache in living {
+            cache.seal();
+        }
     }
 }
 
-/// Bytes of a blob that will be wanted.
-#[derive(Debug, Clone)]
-pub struct Hint {
-    /// The blob.
-    pub blob: Arc<Blob>,
-    /// Its plain bytes.
-    pub plain: Range<u64>,
-}
+impl Inner {
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
 
-/// How fast hints are followed.
-#[derive(Debug, Clone)]
-pub struct PrefetchOptions {
-    /// Requests under way at once (`threads_count`).
-    pub threads: usize,
-    /// Stored bytes of one request at most (`merging_size`).
-    pub merging_size: u64,
-    /// Bytes per second (`bandwidth_rate`); 0: as fast as they come.
-    pub bandwidth_rate: u64,
-}
+    fn options(&self) -> &Options {
+        &self.options
+    }
 
-/// Fetches `hints` in their order, behind every reader, until done or `stop`.
-pub async fn prefetch(_hints: Vec<Hint>, _options: PrefetchOptions, _stop: CancellationToken) {}
+    fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// Waits until one more request ahead of readers may go out.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.background.acquire().await.ok()
+    }
+
+    fn caches(&self) -> std::sync::MutexGuard<'_, HashMap<BlobId, Vec<Weak<Cache>>>> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds or makes the cache that an image with this chunk table shares.
+    fn bind(&self, info: &BlobInfo, table: &ChunkTable) -> Result<Bound, StoreError> {
+        let chunks = layout::checked(table).map_err(|why| StoreError::Table { blob: info.id.clone(), why })?;
+        let mut caches = self.caches();
+        caches.retain(|_, same| {
+            same.retain(|cache| cache.strong_count() > 0);
+            !same.is_empty()
+        });
+        let same = caches.entry(info.id.clone()).or_default();
+        for cache in same.iter().filter_map(Weak::upgrade) {
+            if let Ok(layout) = cache.adopt(&chunks) {
+                return Ok(Bound { cache, layout });
+            }
+        }
+        if !same.is_empty() {
+            tracing::warn!(blob = %info.id,
+                "an image contradicts another about this blob, or its cache is in trouble: it gets a cache file of its own");
+        }
+        let size = chunks.last().map_or(0, |chunk| chunk.plain.end).max(info.plain_size);
+        let file = match CacheFile::open(&self.dir, &info.id, size) {
+            Ok(Some(file)) => Some(file),
+            Ok(None) => {
+                tracing::warn!(blob = %info.id, dir = %self.dir.display(), "too many copies are in use: nothing is cached");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(blob = %info.id, dir = %self.dir.display(), %error, "no cache file: nothing is cached");
+                None
+            }
+        };
+        let kept = file.is_some();
+        let fresh = |file| Arc::new(Cache::new(info.id.clone(), file, self.shelf.clone(), self.options.verify));
+        let cache = fresh(file);
+        if let Ok(layout) = cache.adopt(&chunks) {
+            if kept {
+                same.push(Arc::downgrade(&cache));
+            }
+            return Ok(Bound { cache, layout });
+        }
+        // Its map can be neither read nor changed; without a file nothing stands in the way.
+        let cache = fresh(None);
+        match cache.adopt(&chunks) {
+            Ok(layout) => Ok(Bound { cache, layout }),
+            Err(_) => Err(StoreError::Table { blob: info.id.clone(), why: "it contradicts itself".into() }),
+        }
+    }
+}

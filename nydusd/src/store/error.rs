@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nydus_backend::SourceError;
+use nydus_rafs::verified::ChunkError;
 use nydus_rafs::{BlobId, ChunkIndex, FormatError};
 
 /// Why a store or one of its blobs could not be opened.
@@ -39,7 +40,7 @@ pub enum StoreError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// What the sources gave is not what the image was made of.
-    #[error("could not read blob {blob}: chunk {} (plain bytes {plain:?}) is corrupt: {why}", chunk.0)]
+    #[error("could not read blob {blob}: chunk {} (plain bytes {plain:?}) is corrupt: {source}", chunk.0)]
     Corrupt {
         /// The blob.
         blob: BlobId,
@@ -48,7 +49,7 @@ pub enum ReadError {
         /// Its plain bytes.
         plain: Range<u64>,
         /// What is wrong with it.
-        why: String,
+        source: ChunkError,
     },
     /// No source gave the bytes.
     #[error("could not read bytes {stored:?} of blob {blob}: {last}")]

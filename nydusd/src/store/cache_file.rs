@@ -1,0 +1,197 @@
+//! The files of one blob in the cache directory: `<blob id>.blob.data` (its plain address space, sparse) and, beside it,
+//! the map of what was verified ([`ReadyMap`]).
+//!
+//! *Sharing a directory.* Upstream starts one daemon per image and lets all of them use one directory, so a directory
+//! cannot belong to one process. A blob's files can: whoever holds the lock (flock) on the data file writes it. Whoever
+//! comes second, another process or an image that tells another tale about the blob, takes `<blob id>.blob.data.1`
+//! and so on: it costs bytes, and nobody can harm anybody. Locks die with their process, and the next one takes
+//! up the first copy that is free.
+//!
+//! A file that another program left here is never shortened: it may still be serving from it. Its bytes count for nothing
+//! until they match a digest.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nydus_rafs::{Algorithm, BlobId, Chunk};
+
+use super::ready::ReadyMap;
+
+/// Copies of one blob that a directory holds at most; whoever comes later works without a cache.
+pub(super) const COPIES: u32 = 16;
+/// Names longer than this leave no room for what is appended to them.
+const MAX_NAME: usize = 200;
+
+/// The data file and the map, locked.
+#[derive(Debug)]
+pub(super) struct CacheFile {
+    data: File,
+    map: Option<ReadyMap>,
+    path: PathBuf,
+    /// What the data file measures; less means that somebody shortened it.
+    size: u64,
+    plain_size: u64,
+    /// Chunks were added since the last seal.
+    unsealed: AtomicBool,
+}
+
+/// What became of writing a chunk.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// It is there.
+    Yes,
+    /// The file was shortened by somebody: whatever was in it may be gone.
+    Shortened,
+}
+
+/// Returns the name of a blob's data file.
+pub(super) fn data_name(blob: &BlobId) -> String {
+    let name = blob.as_str();
+    if name.len() <= MAX_NAME {
+        format!("{name}.blob.data")
+    } else {
+        format!("{}.blob.data", Algorithm::Blake3.digest(name.as_bytes()))
+    }
+}
+
+/// Returns the path of the `n`th copy of a blob's data file.
+pub(super) fn data_path(dir: &Path, blob: &BlobId, n: u32) -> PathBuf {
+    let name = data_name(blob);
+    dir.join(if n == 0 { name } else { format!("{name}.{n}") })
+}
+
+/// Returns the path of the map of a data file.
+pub(super) fn map_path(data: &Path) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(".ready");
+    name.into()
+}
+
+/// Opens and locks `path`; `None` if somebody else holds it.
+pub(super) fn lock(path: &Path, create: bool) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(path)?;
+        let opened = file.metadata()?;
+        if !opened.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // A collector may have deleted it between the two steps; a lock on a file without a name locks nothing.
+        match std::fs::symlink_metadata(path) {
+            Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => return Ok(Some(file)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl CacheFile {
+    /// Opens the first copy that nobody holds. `None`: all are held.
+    pub(super) fn open(dir: &Path, blob: &BlobId, plain_size: u64) -> io::Result<Option<Self>> {
+        for n in 0..COPIES {
+            let path = data_path(dir, blob, n);
+            let Some(data) = lock(&path, true)? else { continue };
+            // Opened before the file grows: a seal on the shorter file is no seal on the longer one.
+            let map = match ReadyMap::open(&map_path(&path), blob, &data) {
+                Ok(map) => Some(map),
+                Err(error) => {
+                    tracing::warn!(blob = %blob, path = %map_path(&path).display(), %error,
+                        "no ready map: this blob's cache lasts as long as this process");
+                    None
+                }
+            };
+            let mut size = data.metadata()?.len();
+            if size < plain_size {
+                data.set_len(plain_size)?;
+                size = plain_size;
+            }
+            return Ok(Some(Self { data, map, path, size, plain_size, unsealed: AtomicBool::new(false) }));
+        }
+        Ok(None)
+    }
+
+    /// Returns the data file.
+    pub(super) fn data(&self) -> &File {
+        &self.data
+    }
+
+    /// Returns the map, if there is one.
+    pub(super) fn map(&self) -> Option<&ReadyMap> {
+        self.map.as_ref()
+    }
+
+    /// Returns the path of the data file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the plain bytes of a chunk and records it.
+    pub(super) fn write(&self, chunk: &Chunk, bytes: &[u8], verified: bool) -> io::Result<Written> {
+        // Writing past a new end would make a hole of everything before: look on both sides of the write.
+        if self.shortened()? {
+            return Ok(Written::Shortened);
+        }
+        self.data.write_all_at(bytes, chunk.plain.start)?;
+        if self.shortened()? {
+            return Ok(Written::Shortened);
+        }
+        self.record(chunk, verified);
+        Ok(Written::Yes)
+    }
+
+    /// Records that the data file holds a chunk.
+    pub(super) fn record(&self, chunk: &Chunk, verified: bool) {
+        self.unsealed.store(true, Ordering::Release);
+        if let Some(map) = &self.map
+            && let Err(error) = map.append(chunk, verified)
+        {
+            // The chunk is there for this process; the next one will fetch it again.
+            tracing::debug!(path = %self.path.display(), chunk = chunk.index.0, %error, "ready map not written");
+        }
+    }
+
+    /// Returns whether somebody cut the data file.
+    pub(super) fn shortened(&self) -> io::Result<bool> {
+        Ok(self.data.metadata()?.len() < self.size)
+    }
+
+    /// Gives the file its size back after somebody shortened it, and believes nothing of what was in it.
+    pub(super) fn restore(&self) -> io::Result<()> {
+        if let Some(map) = &self.map {
+            map.distrust();
+        }
+        if self.shortened()? {
+            self.data.set_len(self.size)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` from `offset` on; fails if the file does not reach that far.
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.data.read_exact_at(buf, offset)
+    }
+
+    /// Brings all to the disk, so that the next process need not check it.
+    pub(super) fn seal(&self) -> io::Result<()> {
+        let Some(map) = &self.map else { return Ok(()) };
+        if !self.unsealed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        map.seal(&self.data, self.plain_size).inspect_err(|_| self.unsealed.store(true, Ordering::Release))
+    }
+}
