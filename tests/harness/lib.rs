@@ -1,2 +1,24 @@
-//! What the tests of the whole system share.
+//! What the tests of the whole system share, and the demo with them.
+//!
+//! Everything here starts the programs that users start (the binaries of this workspace, containerd, a
+//! registry) in folders and on ports of its own, and takes them down again when the value that stands for
+//! them is dropped: processes by pid, mounts below their own folder only.
 #![forbid(unsafe_code)]
+
+pub mod containerd;
+pub mod converted;
+pub mod cri;
+pub mod debian;
+pub mod fixture;
+pub mod fuse;
+pub mod gate;
+pub mod image;
+pub mod needs;
+pub mod nerdctl;
+pub mod node;
+pub mod oracle;
+pub mod process;
+pub mod registry;
+pub mod scratch;
+pub mod smoke;
+pub mod tree;

@@ -1,0 +1,170 @@
+//! A containerd of one's own: root, state and socket in a given folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::needs::program;
+use crate::process::{Process, run};
+
+/// What a containerd is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The snapshotter that CRI uses: `nydus` or `overlayfs`.
+    pub cri_snapshotter: &'static str,
+    /// Socket of the proxy snapshotter `nydus`, if there is one.
+    pub snapshotter: Option<PathBuf>,
+    /// Image of the pod's pause process.
+    pub pause: String,
+    /// Registries (`host:port`) to be spoken to over plain HTTP.
+    pub plain_http: Vec<String>,
+    /// URL of a mirror that is asked before the registries.
+    pub mirror: Option<String>,
+    /// The binary; `None` looks on `PATH`.
+    pub binary: Option<PathBuf>,
+}
+
+/// A running containerd; ended, with all its containers, when dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    /// The process.
+    pub process: Process,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Its folder.
+    pub dir: PathBuf,
+    binary: PathBuf,
+}
+
+impl Containerd {
+    /// Starts containerd in `dir`.
+    pub fn start(dir: &Path, options: &Options) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let binary = match &options.binary {
+            Some(binary) => binary.clone(),
+            None => program("containerd").context("containerd is not installed")?,
+        };
+        let socket = dir.join("c.sock");
+        for host in &options.plain_http {
+            let certs = dir.join("certs.d").join(host);
+            std::fs::create_dir_all(&certs)?;
+            let mirror = options.mirror.as_ref().map(|url| format!("[host.\"{url}\"]\n  capabilities = [\"pull\"]\n"));
+            let text = format!(
+                "server = \"http://{host}\"\n{}[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n",
+                mirror.unwrap_or_default()
+            );
+            std::fs::write(certs.join("hosts.toml"), text)?;
+        }
+        let config = dir.join("config.toml");
+        std::fs::write(&config, toml(dir, &socket, options))?;
+        let mut command = Command::new(&binary);
+        command.arg("-c").arg(&config);
+        // The shim and runc are looked for beside containerd first, so that versions match.
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+        if let Some(own) = options.binary.as_ref().and_then(|binary| binary.parent()) {
+            let mut first = own.as_os_str().to_owned();
+            first.push(":");
+            first.push(&path);
+            path = first;
+        }
+        command.env("PATH", path);
+        let mut process = Process::start("containerd", command, &dir.join("containerd.log"))?;
+        let ctr = binary.with_file_name("ctr");
+        process.wait_until(Duration::from_secs(30), || {
+            socket.exists() && run(Command::new(&ctr).arg("-a").arg(&socket).arg("version")).is_ok()
+        })?;
+        Ok(Self { process, socket, dir: dir.to_owned(), binary })
+    }
+
+    /// Returns a `ctr` command for this containerd.
+    pub fn ctr(&self) -> Command {
+        let mut command = Command::new(self.binary.with_file_name("ctr"));
+        command.arg("-a").arg(&self.socket);
+        command
+    }
+
+    /// Returns the version that containerd tells.
+    pub fn version(&self) -> String {
+        let line = run(Command::new(&self.binary).arg("--version")).unwrap_or_default();
+        line.split_whitespace().nth(2).unwrap_or("unknown").to_owned()
+    }
+
+    /// Ends and removes all containers.
+    pub fn end_containers(&self) -> Result<()> {
+        for namespace in run(self.ctr().args(["namespaces", "ls", "-q"]))?.split_whitespace() {
+            for task in run(self.ctr().args(["-n", namespace, "tasks", "ls", "-q"]))?.split_whitespace() {
+                run(self.ctr().args(["-n", namespace, "tasks", "rm", "-f", task]))?;
+            }
+            for container in run(self.ctr().args(["-n", namespace, "containers", "ls", "-q"]))?.split_whitespace() {
+                run(self.ctr().args(["-n", namespace, "containers", "rm", container]))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if let Err(error) = self.end_containers() {
+            println!("could not end the containers of {}: {error:#}", self.dir.display());
+        }
+    }
+}
+
+fn toml(dir: &Path, socket: &Path, options: &Options) -> String {
+    let (dir, socket) = (dir.display(), socket.display());
+    let (cri, pause) = (options.cri_snapshotter, &options.pause);
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    // Version 2 is read by containerd 1.6 to 2.x. `opt` is moved so that nothing outside `dir` is touched.
+    let mut text = format!(
+        r#"version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+[grpc]
+  address = "{socket}"
+[ttrpc]
+  address = "{socket}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{dir}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  disable_tcp_service = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{cri}"
+    disable_snapshot_annotations = false
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{dir}/certs.d"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{dir}/cni.d"
+[plugins."io.containerd.transfer.v1.local"]
+  config_path = "{dir}/certs.d"
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux/{architecture}"
+    snapshotter = "overlayfs"
+"#
+    );
+    if let Some(nydus) = &options.snapshotter {
+        text.push_str(&format!(
+            r#"  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux/{architecture}"
+    snapshotter = "nydus"
+[proxy_plugins.nydus]
+  type = "snapshot"
+  address = "{}"
+  [proxy_plugins.nydus.exports]
+    enable_remote_snapshot_annotations = "true"
+"#,
+            nydus.display()
+        ));
+    }
+    text
+}

@@ -1,0 +1,204 @@
+//! A node: its mirror, its snapshotter with nydusd below it, and its containerd.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::containerd::{Containerd, Options};
+use crate::process::{Process, end_all_below, free_port, run, shoal};
+
+/// How a node is set up.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The registry (`host:port`, plain HTTP).
+    pub registry: String,
+    /// The pod's pause image.
+    pub pause: String,
+    /// URLs of other nodes' mirrors, asked before the registry.
+    pub upstream_mirrors: Vec<String>,
+    /// The snapshotter that CRI uses.
+    pub cri_snapshotter: &'static str,
+    /// containerd's binary, if not the one on `PATH`.
+    pub containerd: Option<PathBuf>,
+    /// Whether nydusd prefetches in the background.
+    pub prefetch: bool,
+}
+
+/// A running node; everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Node {
+    /// containerd; first, so that containers end before what they read from.
+    pub containerd: Containerd,
+    /// The snapshotter.
+    pub snapshotter: Process,
+    /// The mirror.
+    pub mirror: Process,
+    /// The node's folder.
+    pub dir: PathBuf,
+    /// URL of the node's mirror.
+    pub mirror_url: String,
+    metrics: String,
+    mirror_config: PathBuf,
+    snapshotter_config: PathBuf,
+}
+
+impl Node {
+    /// Starts a node with its data below `dir`.
+    pub fn start(dir: &Path, setup: &Setup) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let (port, health, metrics) = (free_port()?, free_port()?, free_port()?);
+        let mirror_url = format!("http://127.0.0.1:{port}");
+        let mirror_config = dir.join("p2p.toml");
+        let upstreams: Vec<String> = setup.upstream_mirrors.iter().map(|url| format!("{url:?}")).collect();
+        std::fs::write(
+            &mirror_config,
+            format!(
+                "data_dir = \"{0}/p2p\"\n\n[listen]\nmirror = \"127.0.0.1:{port}\"\nhealth = \"127.0.0.1:{health}\"\n\
+                 metrics = \"127.0.0.1:{metrics}\"\n\n[upstream]\nmirrors = [{1}]\n\n[[registry]]\nhost = \"{2}\"\nscheme = \"http\"\n",
+                dir.display(),
+                upstreams.join(", "),
+                setup.registry
+            ),
+        )?;
+        let mirror = start_mirror(dir, &mirror_config, health)?;
+
+        let template = dir.join("nydusd-config.json");
+        std::fs::write(&template, nydusd_config(dir, &mirror_url, health, setup).to_string())?;
+        let snapshotter_config = dir.join("snapshotter.toml");
+        std::fs::write(
+            &snapshotter_config,
+            format!(
+                "version = 1\nroot = \"{0}/snap\"\naddress = \"{0}/snap.sock\"\ndaemon_mode = \"shared\"\n\n[daemon]\n\
+                 nydusd_config = \"{0}/nydusd-config.json\"\nnydusd_path = \"{1}\"\n\n[log]\nlevel = \"debug\"\nlog_to_stdout = true\n",
+                dir.display(),
+                shoal("nydusd")?.display()
+            ),
+        )?;
+        let snapshotter = start_snapshotter(dir, &snapshotter_config)?;
+        let containerd = Containerd::start(
+            &dir.join("ctd"),
+            &Options {
+                cri_snapshotter: setup.cri_snapshotter,
+                snapshotter: Some(dir.join("snap.sock")),
+                pause: setup.pause.clone(),
+                plain_http: vec![setup.registry.clone()],
+                mirror: None,
+                binary: setup.containerd.clone(),
+            },
+        )?;
+        Ok(Self {
+            containerd,
+            snapshotter,
+            mirror,
+            dir: dir.to_owned(),
+            mirror_url,
+            metrics: format!("127.0.0.1:{metrics}"),
+            mirror_config,
+            snapshotter_config,
+        })
+    }
+
+    /// Starts the mirror again after it was stopped or killed.
+    pub fn restart_mirror(&mut self) -> Result<()> {
+        let text = std::fs::read_to_string(&self.mirror_config)?;
+        let health = text.lines().find_map(|line| line.strip_prefix("health = \"127.0.0.1:"));
+        let port = health.and_then(|rest| rest.trim_end_matches('"').parse().ok()).context("no health port")?;
+        self.mirror = start_mirror(&self.dir, &self.mirror_config, port)?;
+        Ok(())
+    }
+
+    /// Starts the snapshotter again after it was stopped or killed.
+    pub fn restart_snapshotter(&mut self) -> Result<()> {
+        self.snapshotter = start_snapshotter(&self.dir, &self.snapshotter_config)?;
+        Ok(())
+    }
+
+    /// Returns the log files of all nydusd daemons, joined.
+    pub fn nydusd_log(&self) -> String {
+        let Ok(dirs) = std::fs::read_dir(self.dir.join("snap/logs")) else { return String::new() };
+        dirs.flatten().filter_map(|dir| std::fs::read_to_string(dir.path().join("nydusd.log")).ok()).collect()
+    }
+
+    /// Asks every nydusd of the node for `path` of its API and returns the answers.
+    pub fn nydusd(&self, path: &str) -> Result<Vec<Value>> {
+        let mut answers = Vec::new();
+        for socket in self.nydusd_sockets() {
+            let text = run(Command::new("curl").args(["-sS", "--unix-socket"]).arg(&socket).arg(format!("http://d{path}")))?;
+            answers.push(serde_json::from_str(&text).with_context(|| format!("{path} answered {text:?}"))?);
+        }
+        Ok(answers)
+    }
+
+    /// Returns the API sockets of the node's nydusd daemons.
+    pub fn nydusd_sockets(&self) -> Vec<PathBuf> {
+        let Ok(dirs) = std::fs::read_dir(self.dir.join("snap/socket")) else { return Vec::new() };
+        dirs.flatten().map(|dir| dir.path().join("api.sock")).filter(|socket| socket.exists()).collect()
+    }
+
+    /// Returns the sum of a metric of the mirror, over all its labels that contain `label`.
+    pub fn mirror_metric(&self, name: &str, label: &str) -> Result<u64> {
+        let text = run(Command::new("curl").args(["-sS", &format!("http://{}/metrics", self.metrics)]))?;
+        let values = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+        });
+        Ok(values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
+    }
+}
+
+impl Drop for Node {
+    /// A stopped snapshotter leaves nydusd alive, as it must; a test has to end it.
+    fn drop(&mut self) {
+        if let Err(error) = self.containerd.end_containers() {
+            println!("could not end the containers of {}: {error:#}", self.dir.display());
+        }
+        for process in [&mut self.containerd.process, &mut self.snapshotter] {
+            if let Err(error) = process.stop(Duration::from_secs(10)) {
+                println!("could not stop a process of {}: {error}", self.dir.display());
+            }
+        }
+        end_all_below(&self.dir);
+    }
+}
+
+fn start_mirror(dir: &Path, config: &Path, health: u16) -> Result<Process> {
+    let mut command = Command::new(shoal("nydus-p2p")?);
+    command.arg("--config").arg(config);
+    let mut mirror = Process::start("nydus-p2p", command, &dir.join("p2p.log"))?;
+    mirror.wait_until(Duration::from_secs(10), || std::net::TcpStream::connect(("127.0.0.1", health)).is_ok())?;
+    Ok(mirror)
+}
+
+fn start_snapshotter(dir: &Path, config: &Path) -> Result<Process> {
+    let mut command = Command::new(shoal("containerd-nydus-grpc")?);
+    command.arg("--config").arg(config);
+    let mut snapshotter = Process::start("containerd-nydus-grpc", command, &dir.join("snapshotter.log"))?;
+    let socket = dir.join("snap.sock");
+    snapshotter
+        .wait_until(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+    Ok(snapshotter)
+}
+
+/// The template that users write, as the guide shows it.
+fn nydusd_config(dir: &Path, mirror: &str, health: u16, setup: &Setup) -> Value {
+    json!({
+        "device": {
+            "backend": {"type": "registry", "config": {
+                "mirrors": [{
+                    "host": mirror, "auth_through": false,
+                    "headers": {"X-Dragonfly-Registry": "https://index.docker.io"},
+                    "ping_url": format!("http://127.0.0.1:{health}/healthy"),
+                }],
+                "scheme": "http", "skip_verify": true, "timeout": 10, "connect_timeout": 10, "retry_limit": 2,
+            }},
+            "cache": {"type": "blobcache", "config": {"work_dir": dir.join("cache")}},
+        },
+        "mode": "direct", "digest_validate": false, "iostats_files": false, "enable_xattr": true,
+        "fs_prefetch": {
+            "enable": setup.prefetch, "threads_count": 10, "merging_size": 131_072, "bandwidth_rate": 0,
+            "prefetch_all": setup.prefetch,
+        },
+    })
+}
