@@ -1,0 +1,163 @@
+//! `make demo`: a real image, converted and run lazily on two nodes, with a table of what came from where.
+//!
+//! Everything lives in one folder below /tmp and on free ports of 127.0.0.1, and is taken down at the end,
+//! after a failure and after Ctrl-C too. The registry lies behind a link of 200 Mbit/s and 20 ms, because
+//! on loopback nobody would need to be lazy; `LINK=none` takes the link away.
+
+mod runner;
+mod table;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nydus_tests::containerd::{Containerd, Options};
+use nydus_tests::gate::{Gate, Pace};
+use nydus_tests::needs::{CONTAINERD, Need, met};
+use nydus_tests::node::{Node, Setup};
+use nydus_tests::process::shoal;
+use nydus_tests::registry::Registry;
+use nydus_tests::scratch::Scratch;
+use nydus_tests::{debian, image};
+use serde_json::json;
+
+use crate::runner::Runner;
+use crate::table::{Row, Table};
+
+/// What the demo runs: (name of the row, command).
+const VERSION: &[&str] = &["python3", "-V"];
+const SCRIPT: &[&str] = &["python3", "/app/main.py"];
+
+fn main() -> ExitCode {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            println!("demo: could not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let flag = Arc::clone(&interrupted);
+    runtime.spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+            return;
+        };
+        tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+        println!("\ninterrupted: cleaning up");
+        flag.store(true, Ordering::Relaxed);
+    });
+    match runtime.block_on(demo(&interrupted)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what happens now, and stops where the user has asked for it.
+fn step(interrupted: &AtomicBool, text: &str) -> Result<()> {
+    ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+    println!("==> {text}");
+    Ok(())
+}
+
+async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
+    if !met(CONTAINERD) {
+        bail!("run `make demo` as root on Debian 12: it installs what it needs");
+    }
+    let scratch = Scratch::new("demo")?;
+    let registry = Registry::start(&scratch.dir("registry")?)?;
+    let client = image::client(&registry.host)?;
+
+    let own_image = std::env::var("IMAGE").ok();
+    let pause = debian::pause(&scratch.dir("pause")?)?;
+    image::push(&client, "pause", "1", &[pause], json!({"Entrypoint": ["/pause"]})).await?;
+    if own_image.is_none() {
+        if !met(&[Need::Program("mmdebstrap")]) {
+            bail!("mmdebstrap makes the demo's image: install it, or name an image with IMAGE=");
+        }
+        step(interrupted, "making an image of Debian packages: a minimal system, python3 with numpy, an application (a minute)")?;
+        let layers = debian::python(&scratch.dir("image")?)?;
+        let size = image::push(&client, "python", "oci", &layers, json!({"Cmd": ["python3"]})).await?;
+        println!("    {} layers, {} compressed", layers.len(), table::megabytes(size));
+    }
+
+    let pace = match std::env::var("LINK").as_deref() {
+        Ok("none") => Pace::default(),
+        _ => Pace { bits_per_second: 200_000_000, round_trip: Duration::from_millis(20) },
+    };
+    let gate = Gate::open(&registry.host, pace)?;
+    let source = own_image.unwrap_or_else(|| format!("{}/python:oci", registry.host));
+    let target = format!("{}/python:nydus", registry.host);
+
+    step(interrupted, &format!("nydusify convert --source {source} --target {target}"))?;
+    let begin = Instant::now();
+    let mut convert = Command::new(shoal("nydusify")?);
+    convert.args(["convert", "--source", &source, "--target", &target, "--work-dir"]).arg(scratch.path().join("work"));
+    runner::run_visibly(convert, interrupted)?;
+    println!("    converted and verified in {:.1} s", begin.elapsed().as_secs_f64());
+
+    // From here on everybody reads through the link.
+    let source = source.replace(&registry.host, &gate.host);
+    let target = format!("{}/python:nydus", gate.host);
+    let setup = Setup {
+        registry: gate.host.clone(),
+        pause: format!("{}/pause:1", gate.host),
+        upstream_mirrors: Vec::new(),
+        cri_snapshotter: "nydus",
+        containerd: None,
+        prefetch: false,
+    };
+    let mut table = Table::default();
+
+    step(interrupted, "plain OCI image on overlayfs: everything is pulled before anything runs")?;
+    {
+        let plain = plain_containerd(&scratch.dir("plain")?, &setup)?;
+        let runner = Runner::new(&plain, "overlayfs", &scratch.dir("plain/logs")?, interrupted).await?;
+        println!("    through {}", runner.name());
+        table.client(runner.name(), &plain.version());
+        runner.warm_up(&setup.pause).await?;
+        table.push(Row::measure("OCI image, python3 -V", &runner, &gate, None, &source, VERSION, true).await?);
+        table.push(Row::measure("OCI image, imports numpy", &runner, &gate, None, &source, SCRIPT, false).await?);
+    }
+
+    step(interrupted, "the converted image, cold, through nydus-p2p, containerd-nydus-grpc and nydusd")?;
+    let first = Node::start(&scratch.dir("n1")?, &setup)?;
+    let runner = Runner::new(&first.containerd, "nydus", &scratch.dir("n1/logs")?, interrupted).await?;
+    runner.warm_up(&setup.pause).await?;
+    table.push(Row::measure("nydus, python3 -V", &runner, &gate, Some(&first), &target, VERSION, true).await?);
+    table.push(Row::measure("nydus, imports numpy", &runner, &gate, Some(&first), &target, SCRIPT, false).await?);
+    step(interrupted, "again on the same node")?;
+    table.push(Row::measure("nydus, second run", &runner, &gate, Some(&first), &target, SCRIPT, false).await?);
+
+    step(interrupted, "a second node, with the first node's mirror as its upstream")?;
+    let setup = Setup { upstream_mirrors: vec![first.mirror_url.clone()], ..setup };
+    let second = Node::start(&scratch.dir("n2")?, &setup)?;
+    let other = Runner::new(&second.containerd, "nydus", &scratch.dir("n2/logs")?, interrupted).await?;
+    other.warm_up(&setup.pause).await?;
+    table.push(Row::measure("nydus, second node, -V", &other, &gate, Some(&second), &target, VERSION, true).await?);
+    table.push(Row::measure("nydus, second node, numpy", &other, &gate, Some(&second), &target, SCRIPT, false).await?);
+
+    step(interrupted, "done")?;
+    println!();
+    table.print(pace);
+    println!("\ncleaning up");
+    Ok(())
+}
+
+fn plain_containerd(dir: &Path, setup: &Setup) -> Result<Containerd> {
+    let options = Options {
+        cri_snapshotter: "overlayfs",
+        snapshotter: None,
+        pause: setup.pause.clone(),
+        plain_http: vec![setup.registry.clone()],
+        mirror: None,
+        binary: setup.containerd.clone(),
+    };
+    Containerd::start(dir, &options).context("starting a containerd without snapshotter")
+}
