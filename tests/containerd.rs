@@ -148,7 +148,10 @@ async fn a_plain_image_runs_through_the_same_snapshotter() -> Result<()> {
     cri.pull(&bed.image("oci")).await?;
     let ended = cri.run("plain", &bed.image("oci"), &shell(smoke::CHECK)).await?;
     ensure!(ended.code == 0 && ended.output.ends_with("checked\n"), "{ended:?}");
-    ensure!(node.nydusd_sockets().is_empty() || mounts_below(&node.dir.join("snap/mnt")).len() <= 1, "no RAFS is mounted");
+    ensure!(
+        node.nydusd_sockets().is_empty() || mounts_below(&node.dir.join("snap/mnt")).len() <= 1,
+        "no RAFS is mounted"
+    );
     Ok(())
 }
 

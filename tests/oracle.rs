@@ -55,7 +55,9 @@ async fn every_reader_sees_what_containerd_unpacks() -> Result<()> {
     let manifest = scratch.path().join("manifest.jsonl");
     oracle::manifest(&root, &manifest)?;
 
-    for (compressor, chunk_size) in [("zstd", "0x100000"), ("lz4_block", "0x100000"), ("none", "0x100000"), ("zstd", "0x1000")] {
+    for (compressor, chunk_size) in
+        [("zstd", "0x100000"), ("lz4_block", "0x100000"), ("none", "0x100000"), ("zstd", "0x1000")]
+    {
         let tag = format!("{compressor}-{chunk_size}");
         let dir = scratch.dir(&tag)?;
         let mut convert = Command::new(shoal("nydusify")?);

@@ -81,7 +81,10 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
         if !met(&[Need::Program("mmdebstrap")]) {
             bail!("mmdebstrap makes the demo's image: install it, or name an image with IMAGE=");
         }
-        step(interrupted, "making an image of Debian packages: a minimal system, python3 with numpy, an application (a minute)")?;
+        step(
+            interrupted,
+            "making an image of Debian packages: a minimal system, python3 with numpy, an application (a minute)",
+        )?;
         let layers = debian::python(&scratch.dir("image")?)?;
         let size = image::push(&client, "python", "oci", &layers, json!({"Cmd": ["python3"]})).await?;
         println!("    {} layers, {} compressed", layers.len(), table::megabytes(size));

@@ -71,7 +71,8 @@ impl Runner {
                 run(nerdctl.command(self.snapshotter, &words), &self.interrupted)
             }
             Client::Cri(cri) => {
-                let name = format!("demo-{}", std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_nanos());
+                let name =
+                    format!("demo-{}", std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_nanos());
                 let ended = cri.run(&name, image, command).await?;
                 ensure!(ended.code == 0, "{command:?} ended with {}:\n{}", ended.code, ended.output);
                 Ok(ended.output)

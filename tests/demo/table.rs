@@ -119,7 +119,10 @@ impl Table {
             "{:<27}{:>9}{:>10}{:>10}{:>11}{:>9}{:>10}{:>10}{:>10}",
             "", "pull", "answer", "at pull", "registry", "requests", "demand", "prefetch", "other node"
         );
-        println!("{:<27}{:>9}{:>10}{:>10}{:>11}{:>9}{:>10}{:>10}{:>10}", "", "s", "s", "MB", "MB", "", "MB", "MB", "MB");
+        println!(
+            "{:<27}{:>9}{:>10}{:>10}{:>11}{:>9}{:>10}{:>10}{:>10}",
+            "", "s", "s", "MB", "MB", "", "MB", "MB", "MB"
+        );
         for row in &self.rows {
             let pull = row.pull.map_or_else(|| "-".to_owned(), |time| format!("{:.2}", time.as_secs_f64()));
             let lazy = |pick: fn(Lazy) -> u64| row.lazy.map_or_else(|| "-".to_owned(), |lazy| mb(pick(lazy)));

@@ -79,7 +79,8 @@ fn python_files(tar: &Path) -> Result<BTreeSet<PathBuf>> {
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let Some(name) = path.strip_suffix(".list").and_then(|path| path.rsplit_once("/info/")).map(|(_, name)| name) else {
+        let Some(name) = path.strip_suffix(".list").and_then(|path| path.rsplit_once("/info/")).map(|(_, name)| name)
+        else {
             continue;
         };
         let mut list = String::new();
@@ -93,7 +94,9 @@ fn python_files(tar: &Path) -> Result<BTreeSet<PathBuf>> {
 
 fn application() -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (path, mode, body) in [("app/main.py", 0o644, SCRIPT), ("usr/share/.wh.man", 0o644, ""), ("usr/share/.wh.locale", 0o644, "")] {
+    for (path, mode, body) in
+        [("app/main.py", 0o644, SCRIPT), ("usr/share/.wh.man", 0o644, ""), ("usr/share/.wh.locale", 0o644, "")]
+    {
         let mut header = tar::Header::new_ustar();
         header.set_mode(mode);
         header.set_mtime(1_735_689_600);
@@ -125,7 +128,8 @@ pub fn pause(work: &Path) -> Result<Layer> {
          int main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n",
     )?;
     let binary = work.join("pause");
-    run(Command::new("cc").args(["-Os", "-static", "-s", "-o"]).arg(&binary).arg(&source)).context("compiling pause")?;
+    run(Command::new("cc").args(["-Os", "-static", "-s", "-o"]).arg(&binary).arg(&source))
+        .context("compiling pause")?;
     let mut tar = tar::Builder::new(Vec::new());
     tar.append_path_with_name(&binary, "pause")?;
     Layer::new(&tar.into_inner()?)

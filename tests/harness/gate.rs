@@ -127,7 +127,8 @@ fn relay(client: TcpStream, inner: &Arc<Inner>) -> io::Result<()> {
     // Set by a request, taken by the first byte of its answer.
     let asked = Arc::new(AtomicBool::new(false));
     let upward = {
-        let (client, server, inner, asked) = (client.try_clone()?, server.try_clone()?, Arc::clone(inner), Arc::clone(&asked));
+        let (client, server, inner, asked) =
+            (client.try_clone()?, server.try_clone()?, Arc::clone(inner), Arc::clone(&asked));
         std::thread::spawn(move || {
             drop(copy(&client, &server, &inner, |bytes| {
                 let begun = requests_in(bytes);

@@ -47,9 +47,8 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Fuse => Path::new("/dev/fuse").exists(),
             Self::Program(name) => program(name).is_some(),
-            Self::ErofsFiles => {
-                std::fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.lines().any(|l| l.ends_with("\terofs")))
-            }
+            Self::ErofsFiles => std::fs::read_to_string("/proc/filesystems")
+                .is_ok_and(|list| list.lines().any(|l| l.ends_with("\terofs"))),
         }
     }
 }

@@ -126,7 +126,8 @@ impl Node {
     pub fn nydusd(&self, path: &str) -> Result<Vec<Value>> {
         let mut answers = Vec::new();
         for socket in self.nydusd_sockets() {
-            let text = run(Command::new("curl").args(["-sS", "--unix-socket"]).arg(&socket).arg(format!("http://d{path}")))?;
+            let text =
+                run(Command::new("curl").args(["-sS", "--unix-socket"]).arg(&socket).arg(format!("http://d{path}")))?;
             answers.push(serde_json::from_str(&text).with_context(|| format!("{path} answered {text:?}"))?);
         }
         Ok(answers)
@@ -176,8 +177,7 @@ fn start_snapshotter(dir: &Path, config: &Path) -> Result<Process> {
     command.arg("--config").arg(config);
     let mut snapshotter = Process::start("containerd-nydus-grpc", command, &dir.join("snapshotter.log"))?;
     let socket = dir.join("snap.sock");
-    snapshotter
-        .wait_until(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+    snapshotter.wait_until(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
     Ok(snapshotter)
 }
 

@@ -23,7 +23,11 @@ pub struct Process {
 impl Process {
     /// Starts `command` with its output in the file `log`.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        let out = File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
@@ -107,7 +111,8 @@ pub fn end_all_below(dir: &Path) {
     for _ in 0..50 {
         let mut left = 0;
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().filter(|name| **name != *me).and_then(|name| name.parse().ok()) else {
+            let Some(pid) = entry.file_name().to_str().filter(|name| **name != *me).and_then(|name| name.parse().ok())
+            else {
                 continue;
             };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -131,7 +136,8 @@ pub fn shoal(name: &str) -> Result<PathBuf> {
 
 /// Runs a command to its end and returns what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {:?}", command.get_program()))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("starting {:?}", command.get_program()))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("{command:?} ended with {}:\n{printed}{}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -43,7 +43,9 @@ pub fn tars() -> Result<Vec<Vec<u8>>> {
     }
     one.dir("tmp", 0o1777)?;
     one.file("bin/busybox", 0o755, &busybox)?;
-    for applet in ["sh", "cat", "test", "[", "find", "wc", "sha256sum", "sleep", "ls", "echo", "true", "stat", "cut", "dd"] {
+    for applet in
+        ["sh", "cat", "test", "[", "find", "wc", "sha256sum", "sleep", "ls", "echo", "true", "stat", "cut", "dd"]
+    {
         one.symlink(&format!("bin/{applet}"), "busybox")?;
     }
     one.hard_link("bin/hard", "bin/busybox")?;
