@@ -26,7 +26,7 @@ pub struct TocEntry {
     pub section: Section,
     /// How it is compressed; the chunks count as not compressed.
     pub codec: Codec,
-    /// SHA-256 of the plain section; of the chunks as stored.
+    /// SHA-256 of the plain section; of the chunks as stored, with the tar header behind them.
     pub digest: Digest,
     /// Where it lies.
     pub stored: Range<u64>,

@@ -179,17 +179,18 @@ impl<W: Write> BlobWriter<W> {
             });
         }
         let out = &mut self.out;
-        let data = TocEntry {
+        let data = 0..out.at;
+        if self.form.tar_headers() {
+            out.write(&tar_header(Section::Data, data.end))?;
+        }
+        toc.entries.push(TocEntry {
             section: Section::Data,
             codec: Codec::Plain,
+            // Established builders take the header into this one digest.
             digest: out.digest(),
-            stored: 0..out.at,
+            stored: data,
             plain_size: self.plain_size,
-        };
-        toc.entries.push(data);
-        if self.form.tar_headers() {
-            out.write(&tar_header(Section::Data, out.at))?;
-        }
+        });
         let table = write_table(out, &self.chunks, self.compressor, features, &mut toc)?;
         if self.form.tar_headers() {
             out.write(&tar_header(Section::Table, out.at - table.stored.start))?;
@@ -207,7 +208,7 @@ impl<W: Write> BlobWriter<W> {
                 stored: at..out.at,
                 plain_size: digests.len() as u64,
             });
-            out.write_unnoticed(&tar_header(Section::Digests, digests.len() as u64))?;
+            out.write(&tar_header(Section::Digests, digests.len() as u64))?;
         }
         let placeholder: BlobId = BlobInfo::PLACEHOLDER.parse().expect("64 letters name a blob");
         let mut info = BlobInfo {
