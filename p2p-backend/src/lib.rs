@@ -4,6 +4,8 @@
 pub mod config;
 pub mod credentials;
 pub mod http;
+#[cfg(feature = "mirror")]
+pub mod mirror;
 pub mod registry;
 pub mod route;
 

@@ -1,0 +1,170 @@
+//! The mirror of a node: registry requests answered from a cache of pieces, each fetched once.
+//!
+//! Callers are nydusd (`X-Dragonfly-Registry`), containerd (`?ns=`) and other mirrors. A request is read
+//! (`request`), its caller's right is checked (`allow`), and a `reader` takes it through the blob's pieces: those on the
+//! disk (`pieces`, `map`, within the `quota`), those on their way (`filling`), and those that a `fetch` gets from the
+//! mirrors and registries behind us (`upstream`). Nothing is believed because it is in the cache: what is whole is
+//! compared with its digest, and what was there before this process began is compared with its own sums first.
+
+mod allow;
+mod answer;
+pub mod config;
+mod fetch;
+mod filling;
+mod health;
+mod manifests;
+mod map;
+mod metrics;
+mod pieces;
+mod quota;
+mod range;
+mod reader;
+mod request;
+mod resolve;
+mod server;
+mod upstream;
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::routing::get;
+use http::header::CONTENT_TYPE;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, ConfigError};
+pub use quota::StoreError;
+pub use upstream::PrepareError;
+
+use fetch::Fetcher;
+use health::Health;
+use metrics::Metrics;
+use quota::Store;
+use request::Reception;
+use server::Server;
+use upstream::Upstream;
+
+/// Why the mirror cannot run; completes "could not start the mirror".
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {source}; is another nydus-p2p running?")]
+    Listen {
+        /// The key of the configuration.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The cache cannot be opened.
+    #[error("cannot open the cache: {0}")]
+    Store(#[from] StoreError),
+    /// A mirror or registry of the configuration cannot be used.
+    #[error("cannot prepare the upstreams: {0}")]
+    Upstream(#[from] PrepareError),
+    /// There is no randomness.
+    #[error("cannot read /dev/urandom: {0}")]
+    Random(std::io::Error),
+}
+
+/// A mirror that listens; [`Mirror::run`] makes it answer.
+#[derive(Debug)]
+pub struct Mirror {
+    server: Arc<Server>,
+    health: Health,
+    listeners: [TcpListener; 3],
+    stop: CancellationToken,
+    drain: Duration,
+}
+
+impl Mirror {
+    /// Opens the cache and the listeners. `config` must have been [checked](Config::checked).
+    pub async fn open(config: Config) -> Result<Self, MirrorError> {
+        let metrics = Arc::new(Metrics::new());
+        let (dir, quota, for_store) = (config.data_dir.clone(), config.quota, metrics.clone());
+        let store = tokio::task::spawn_blocking(move || Store::open(&dir, quota, for_store)).await;
+        let store =
+            store.map_err(|join| StoreError::Io { path: config.data_dir.clone(), source: std::io::Error::other(join) });
+        let store = store??;
+        let (mut secret, mut id) = ([0; 32], [0; 8]);
+        let mut random = std::fs::File::open("/dev/urandom").map_err(MirrorError::Random)?;
+        random.read_exact(&mut secret).and_then(|()| random.read_exact(&mut id)).map_err(MirrorError::Random)?;
+        let id = hex::encode(id);
+        let upstream = Upstream::new(&config, id.clone(), metrics.clone())?;
+        let stop = CancellationToken::new();
+        let fetcher = Fetcher::new(upstream, metrics, stop.clone());
+        let reception = Reception {
+            registries: config.registries.iter().map(|registry| registry.name.clone()).collect(),
+            default_registry: Some(config.default_registry.clone()).filter(|name| !name.is_empty()),
+            id,
+        };
+        let server = Server::new(reception, store, fetcher, secret, config.timeouts.headers, config.prefetch);
+        let listeners = [
+            listen("listen", config.listen).await?,
+            listen("health_listen", config.health_listen).await?,
+            listen("metrics_listen", config.metrics_listen).await?,
+        ];
+        let health =
+            Health { listen: listeners[0].local_addr().unwrap_or(config.listen), data_dir: config.data_dir.clone() };
+        Ok(Self { server, health, listeners, stop, drain: config.timeouts.drain })
+    }
+
+    /// Returns where requests are answered, `/healthy` and `/metrics`; tells ports that were left to the system.
+    pub fn addresses(&self) -> [Option<SocketAddr>; 3] {
+        self.listeners.each_ref().map(|listener| listener.local_addr().ok())
+    }
+
+    /// Answers requests until `quit`; then finishes those under way, for a limited time.
+    pub async fn run(self, quit: CancellationToken) {
+        let [mirror, healthy, numbers] = self.listeners;
+        let server = self.server.clone();
+        let answering = self.server.clone();
+        let answers = Router::new().fallback(move |request: Request| answering.clone().answer(request));
+        let health = self.health.clone();
+        let health = Router::new().route(
+            "/healthy",
+            get(move || {
+                let health = health.clone();
+                async move { health.check().await }
+            }),
+        );
+        let metrics = Router::new().route(
+            "/metrics",
+            get(move || async move {
+                server.store.report();
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                ([(CONTENT_TYPE, kind)], server.metrics.text())
+            }),
+        );
+        let mut serving = JoinSet::new();
+        for (listener, router) in [(mirror, answers), (healthy, health), (numbers, metrics)] {
+            let quit = quit.clone();
+            serving.spawn(async move {
+                if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(quit.cancelled_owned()).await {
+                    tracing::error!(%error, "a listener ended");
+                }
+            });
+        }
+        quit.cancelled().await;
+        let drained = async { while serving.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.drain, drained).await.is_err() {
+            tracing::warn!(after = ?self.drain, "requests are still being answered; cutting them off");
+            serving.shutdown().await;
+        }
+        self.stop.cancel();
+        self.server.fetcher.finish().await;
+    }
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, MirrorError> {
+    TcpListener::bind(address).await.map_err(|source| MirrorError::Listen { key, address, source })
+}
+
+#[cfg(test)]
+mod tests;

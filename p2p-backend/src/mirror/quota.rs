@@ -1,0 +1,233 @@
+//! All blobs of the cache, within their quota.
+//!
+//! One process per directory, by a lock on a file in it. Blobs leave whole, the one unused for longest first, and never
+//! while somebody reads or fills it: whoever does holds a [`Pin`]. If nothing can leave, bytes are passed on without
+//! being kept, which is also what happens on a full or broken disk.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{Flock, FlockArg};
+use nydus_rafs::Digest;
+
+use super::metrics::Metrics;
+use super::pieces::Blob;
+
+/// Why there is no cache; completes "could not open the cache".
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory cannot be made, read or written.
+    #[error("{}: {source}; check data_dir, its owner and its disk", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("{} is in use by another nydus-p2p; stop that one or give another data_dir", path.display())]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// The blobs of one data directory.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    quota: u64,
+    usage: Arc<AtomicU64>,
+    blobs: Mutex<HashMap<Digest, Arc<Blob>>>,
+    clock: AtomicU64,
+    metrics: Arc<Metrics>,
+    _lock: Flock<File>,
+}
+
+impl Store {
+    /// Opens `data_dir`, making it if needed, and takes in what an earlier process left there. Blocks.
+    pub(super) fn open(data_dir: &Path, quota: u64, metrics: Arc<Metrics>) -> Result<Arc<Self>, StoreError> {
+        let dir = data_dir.join("blobs");
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { path, source }
+        };
+        std::fs::create_dir_all(&dir).map_err(failed(&dir))?;
+        let path = data_dir.join("lock");
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed(&path))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => StoreError::Taken { path: data_dir.to_owned() },
+            _ => StoreError::Io { path, source: errno.into() },
+        })?;
+        let store = Self {
+            dir,
+            quota,
+            usage: Arc::default(),
+            blobs: Mutex::default(),
+            clock: AtomicU64::new(1),
+            metrics,
+            _lock: lock,
+        };
+        store.take_in().map_err(failed(&store.dir))?;
+        store.report();
+        Ok(Arc::new(store))
+    }
+
+    fn take_in(&self) -> io::Result<()> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let digest = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<Digest>().ok());
+            let is_map = path.extension().is_some_and(|extension| extension == "pieces");
+            match digest {
+                Some(digest) if is_map => {
+                    let age = path.metadata().and_then(|meta| meta.modified()).ok();
+                    found.push((age, digest));
+                }
+                // Data whose map is there is taken in with it.
+                Some(_) if path.with_extension("pieces").exists() => {}
+                _ => remove(&path),
+            }
+        }
+        found.sort_unstable();
+        let mut blobs = self.blobs();
+        for (_, digest) in found {
+            match Blob::reopen(&self.dir, digest, self.usage.clone()) {
+                Some(blob) => {
+                    blob.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+                    blobs.insert(digest, Arc::new(blob));
+                }
+                None => {
+                    for extension in ["data", "pieces"] {
+                        remove(&self.dir.join(digest.to_string()).with_extension(extension));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn blobs(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Blob>>> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the bytes of all ready pieces.
+    pub(super) fn usage(&self) -> u64 {
+        self.usage.load(Ordering::Relaxed)
+    }
+
+    /// Returns a hold on blob `digest` of `size` bytes, made if it is not here; may block on the disk for a moment.
+    ///
+    /// If another size was believed before, the blob starts anew; none if it cannot because it is in use.
+    pub(super) fn pin(self: &Arc<Self>, digest: Digest, size: u64) -> Option<Pin> {
+        let mut blobs = self.blobs();
+        if let Some(other) = blobs.get(&digest)
+            && other.size() != size
+        {
+            if other.pins.load(Ordering::Acquire) > 0 {
+                return None;
+            }
+            tracing::warn!(blob = %digest, was = other.size(), now = size, "two sources disagree about the size of a blob; starting it anew");
+            other.unlink();
+            blobs.remove(&digest);
+        }
+        let blob =
+            blobs.entry(digest).or_insert_with(|| Arc::new(Blob::create(&self.dir, digest, size, self.usage.clone())));
+        blob.pins.fetch_add(1, Ordering::AcqRel);
+        blob.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        let pin = Pin { store: self.clone(), blob: blob.clone() };
+        drop(blobs);
+        self.report();
+        Some(pin)
+    }
+
+    /// Evicts until `bytes` more fit; blocks. False if they cannot, and then they must not be kept.
+    pub(super) fn make_room(&self, bytes: u64) -> bool {
+        self.evict_to(self.quota.saturating_sub(bytes))
+    }
+
+    /// Evicts at least `bytes` if possible, after the disk said that it is full; blocks.
+    pub(super) fn give_up(&self, bytes: u64) -> bool {
+        self.evict_to(self.usage().saturating_sub(bytes))
+    }
+
+    fn evict_to(&self, most: u64) -> bool {
+        if self.usage() <= most {
+            return true;
+        }
+        let mut blobs = self.blobs();
+        while self.usage() > most {
+            let oldest = blobs
+                .iter()
+                .filter(|(_, blob)| blob.pins.load(Ordering::Acquire) == 0)
+                .min_by_key(|(_, blob)| blob.used.load(Ordering::Relaxed))
+                .map(|(digest, _)| *digest);
+            let Some(blob) = oldest.and_then(|digest| blobs.remove(&digest)) else { return false };
+            tracing::debug!(blob = %blob.digest(), bytes = blob.stored(), "evicted");
+            // Under the lock: the same blob may come back as new files of the same names.
+            blob.unlink();
+            self.metrics.evictions.inc();
+        }
+        true
+    }
+
+    /// Brings the gauges up to date.
+    pub(super) fn report(&self) {
+        self.metrics.blobs.set(i64::try_from(self.blobs().len()).unwrap_or(i64::MAX));
+        self.metrics.disk_usage.set(i64::try_from(self.usage()).unwrap_or(i64::MAX));
+    }
+}
+
+fn remove(path: &Path) {
+    tracing::debug!(path = %path.display(), "removing what is no part of the cache");
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "could not remove a stray file");
+    }
+}
+
+/// A hold on a blob: it is not evicted while there is one.
+#[derive(Debug)]
+pub(super) struct Pin {
+    store: Arc<Store>,
+    blob: Arc<Blob>,
+}
+
+impl Pin {
+    /// Returns the store that it is of.
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Returns the blob.
+    pub(super) fn blob(&self) -> &Arc<Blob> {
+        &self.blob
+    }
+}
+
+impl Deref for Pin {
+    type Target = Blob;
+
+    fn deref(&self) -> &Blob {
+        &self.blob
+    }
+}
+
+impl Clone for Pin {
+    fn clone(&self) -> Self {
+        self.blob.pins.fetch_add(1, Ordering::AcqRel);
+        Self { store: self.store.clone(), blob: self.blob.clone() }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.blob.pins.fetch_sub(1, Ordering::AcqRel);
+    }
+}
