@@ -16,7 +16,7 @@ pub mod digest;
 pub mod flags;
 mod record;
 pub mod tree;
-mod v6;
+pub mod v6;
 pub mod verified;
 mod view;
 

@@ -3,10 +3,16 @@
 //! Nodes live in an arena. A directory maps names to [`NodeId`]s, so that hard links are simply several
 //! names for one node.
 
+mod read;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::{Component, Path};
 
+use crate::bootstrap::Kind;
 use crate::chunk::ChunkIndex;
+
+pub use read::Reading;
 
 /// A node of a [`Tree`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +66,21 @@ pub enum NodeKind {
     Socket,
 }
 
+impl NodeKind {
+    /// Returns the type of the file.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Directory(_) => Kind::Directory,
+            Self::Regular { .. } => Kind::Regular,
+            Self::Symlink(_) => Kind::Symlink,
+            Self::CharDevice(_) => Kind::CharDevice,
+            Self::BlockDevice(_) => Kind::BlockDevice,
+            Self::Fifo => Kind::Fifo,
+            Self::Socket => Kind::Socket,
+        }
+    }
+}
+
 /// One node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -104,5 +125,54 @@ impl Tree {
     /// Returns a node for changing. Panics if `id` is of another tree.
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         &mut self.nodes[id.0]
+    }
+
+    /// Returns the number of nodes, those without a name included.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Returns false: there is always a root.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Returns the entries of a directory; `None` for anything else.
+    pub fn children(&self, id: NodeId) -> Option<&BTreeMap<OsString, NodeId>> {
+        match &self.node(id).kind {
+            NodeKind::Directory(children) => Some(children),
+            _ => None,
+        }
+    }
+
+    /// Finds a path from the root; symbolic links are not followed, `..` finds nothing.
+    pub fn find(&self, path: &Path) -> Option<NodeId> {
+        let mut id = Self::ROOT;
+        for component in path.components() {
+            match component {
+                Component::RootDir | Component::CurDir => {}
+                Component::Normal(name) => id = *self.children(id)?.get(name)?,
+                Component::ParentDir | Component::Prefix(_) => return None,
+            }
+        }
+        Some(id)
+    }
+
+    /// Returns the nodes that prefetch patterns name, in their order.
+    ///
+    /// Patterns are absolute paths; relative ones, those below an earlier one, those that name nothing and
+    /// empty files are passed over.
+    pub fn prefetch<'p>(&self, patterns: impl IntoIterator<Item = &'p Path>) -> Vec<NodeId> {
+        let mut taken: Vec<&Path> = Vec::new();
+        let mut nodes = Vec::new();
+        for pattern in patterns {
+            if !pattern.is_absolute() || taken.iter().any(|earlier| pattern.starts_with(earlier)) {
+                continue;
+            }
+            taken.push(pattern);
+            let found = self.find(pattern);
+            nodes.extend(found.filter(|&id| !matches!(self.node(id).kind, NodeKind::Regular { size: 0, .. })));
+        }
+        nodes
     }
 }

@@ -3,3 +3,4 @@
 mod blob;
 mod fixtures;
 mod read;
+mod write;
