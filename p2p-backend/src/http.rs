@@ -64,10 +64,11 @@ pub struct Tls {
     pub ca_cert_files: Vec<PathBuf>,
 }
 
-/// Which proxy requests go through. Loopback addresses are reached directly in every case.
+/// Which proxy requests go through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Proxy {
-    /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say; loopback addresses are reached directly
+    /// whatever they say.
     #[default]
     Environment,
     /// None.
@@ -90,15 +91,22 @@ pub enum HttpError {
     /// A client cannot be made from the options.
     #[error("could not prepare an HTTP client: {0}")]
     Client(String),
-    /// A URL cannot be used.
-    #[error("`{0}` is not a URL that can be requested")]
-    Url(String),
     /// No connection: refused, unreachable, no such name, or TLS failed.
     #[error("could not connect to {host}: {reason}")]
     Connect {
         /// Host and port.
         host: String,
         /// The innermost reason.
+        reason: String,
+        /// It took the whole time limit to find out.
+        slow: bool,
+    },
+    /// The certificate of the host is not believed.
+    #[error("the certificate of {host} is not trusted: {reason}")]
+    Untrusted {
+        /// Host and port.
+        host: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// No head of an answer in time.
@@ -212,7 +220,11 @@ impl Http {
     /// As [`Http::send`].
     pub async fn send_within(&self, request: Request, limit: Duration) -> Result<Response, HttpError> {
         let host = authority(request.url());
-        let direct = self.0.proxy == Proxy::Direct || is_loopback(request.url());
+        let direct = match self.0.proxy {
+            Proxy::Direct => true,
+            Proxy::Environment => is_loopback(request.url()),
+            Proxy::Url(_) => false,
+        };
         let (pooled, fresh) =
             if direct { (Kind::Direct, Kind::DirectFresh) } else { (Kind::Proxied, Kind::ProxiedFresh) };
         let again = match *request.method() {
@@ -245,13 +257,16 @@ impl Http {
 
     fn failure(&self, host: &str, error: &reqwest::Error) -> HttpError {
         let host = host.to_owned();
-        if error.is_connect() {
-            let reason = if error.is_timeout() {
+        if let Some(reason) = distrust(error) {
+            HttpError::Untrusted { host, reason }
+        } else if error.is_connect() {
+            let slow = error.is_timeout();
+            let reason = if slow {
                 format!("no connection within {} s", self.0.timeouts.connect.as_secs_f32())
             } else {
                 innermost(error)
             };
-            HttpError::Connect { host, reason }
+            HttpError::Connect { host, reason, slow }
         } else {
             HttpError::Broken { host, reason: innermost(error) }
         }
@@ -381,4 +396,22 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         last = source;
     }
     last.to_string()
+}
+
+/// Returns what is wrong with the certificate, if that is what an error is about.
+fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An I/O error hides what it wraps from `source`.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = error.downcast_ref::<rustls::Error>().or(inner.and_then(|inner| inner.downcast_ref()));
+        if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
+            return Some(format!("{reason:?}"));
+        }
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }

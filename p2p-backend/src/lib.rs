@@ -1,9 +1,15 @@
 //! Where blob bytes come from.
+//!
+//! [`Route`] is what readers of images use: it knows the mirrors, the registry behind them, and how long to try.
+//! [`registry::Client`] speaks the OCI distribution protocol for everybody else: converter, snapshotter, mirror.
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod credentials;
 pub mod http;
+pub mod localfs;
+pub mod memory;
+pub mod metrics;
 #[cfg(feature = "mirror")]
 pub mod mirror;
 pub mod registry;
@@ -11,4 +17,4 @@ pub mod route;
 
 pub use config::Config;
 pub use credentials::Credential;
-pub use route::{Route, SourceError, Urgency};
+pub use route::{Avoid, Route, RouteOptions, Served, SourceError, Urgency};

@@ -254,7 +254,7 @@ impl RegistryError {
     /// Tells whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Http(HttpError::Certificates { .. } | HttpError::Client(_) | HttpError::Url(_)) => false,
+            Self::Http(HttpError::Certificates { .. } | HttpError::Untrusted { .. } | HttpError::Client(_)) => false,
             Self::Http(_) | Self::Short { .. } | Self::Form { .. } | Self::Digest { .. } => true,
             Self::Refused(refusal) => {
                 refusal.status.is_server_error()
@@ -444,6 +444,11 @@ impl Client {
     /// Replaces the credential, here and in all clones and mirrors; tokens got with the old one are forgotten.
     pub fn set_credential(&self, credential: Credential) {
         self.0.identity.replace(credential);
+        self.forget();
+    }
+
+    /// Forgets what this client learned with an earlier credential.
+    pub(crate) fn forget(&self) {
         lock(&self.0.wanted).clear();
         self.0.targets.clear();
     }

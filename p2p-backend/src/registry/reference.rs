@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused_by_name() {
-        for text in ["", "UPPER/case", "a b", "r.example/a@sha256:12"] {
+        for text in ["", "r.example/UPPER case", "a b", "r.example/a@sha256:12"] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }

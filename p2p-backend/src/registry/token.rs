@@ -194,25 +194,7 @@ impl Identity {
     }
 
     async fn post(&self, key: &TokenKey, credential: &Credential) -> Result<Token, RegistryError> {
-        let mut form = url::form_urlencoded::Serializer::new(String::new());
-        form.append_pair("client_id", CLIENT_ID);
-        if let Some(service) = &key.service {
-            form.append_pair("service", service);
-        }
-        if !key.scopes.is_empty() {
-            form.append_pair("scope", &key.scopes.join(" "));
-        }
-        match credential {
-            Credential::Basic { user, password } => {
-                form.append_pair("grant_type", "password")
-                    .append_pair("username", user)
-                    .append_pair("password", password);
-            }
-            Credential::Identity(token) => {
-                form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token);
-            }
-            Credential::Anonymous | Credential::Bearer(_) => {}
-        }
+        let form = form(key, credential);
         let mut request = Request::new(Method::POST, key.realm.clone());
         let headers = request.headers_mut();
         headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
@@ -221,7 +203,7 @@ impl Identity {
         if let Some(basic) = credential.basic_header() {
             headers.insert(AUTHORIZATION, secret(&basic)?);
         }
-        *request.body_mut() = Some(form.finish().into());
+        *request.body_mut() = Some(form.into());
         self.traffic.count_request();
         let response = self.http.send(request).await?;
         self.read(Method::POST, response).await
@@ -273,6 +255,30 @@ impl Identity {
         }
         parse(&body, Instant::now()).ok_or_else(|| form("with JSON that holds no token, or no JSON"))
     }
+}
+
+/// Returns the body of a POST to a token service.
+fn form(key: &TokenKey, credential: &Credential) -> String {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.append_pair("client_id", CLIENT_ID);
+    if let Some(service) = &key.service {
+        form.append_pair("service", service);
+    }
+    if !key.scopes.is_empty() {
+        form.append_pair("scope", &key.scopes.join(" "));
+    }
+    match credential {
+        Credential::Basic { user, password } => {
+            form.append_pair("grant_type", "password")
+                .append_pair("username", user)
+                .append_pair("password", password);
+        }
+        Credential::Identity(token) => {
+            form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token);
+        }
+        Credential::Anonymous | Credential::Bearer(_) => {}
+    }
+    form.finish()
 }
 
 fn parse(body: &[u8], now: Instant) -> Option<Token> {
