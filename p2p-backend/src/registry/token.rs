@@ -269,9 +269,7 @@ fn form(key: &TokenKey, credential: &Credential) -> String {
     }
     match credential {
         Credential::Basic { user, password } => {
-            form.append_pair("grant_type", "password")
-                .append_pair("username", user)
-                .append_pair("password", password);
+            form.append_pair("grant_type", "password").append_pair("username", user).append_pair("password", password);
         }
         Credential::Identity(token) => {
             form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token);
