@@ -79,8 +79,6 @@ pub struct Layer {
     pub target: Option<String>,
     /// The image's reference, if the client told.
     pub image: Option<String>,
-    /// Hex digest of the blob, if the client told.
-    pub blob: Option<String>,
     /// Whether the overlay may skip syncing.
     pub volatile: bool,
     /// The mapping of ids, if the container has a user namespace.
@@ -113,7 +111,6 @@ pub fn parse(labels: &Labels) -> Result<Layer, LabelError> {
         content: content(labels),
         target: text(TARGET),
         image: text(IMAGE_REF).or_else(|| text(STARGZ_REF)),
-        blob: text(LAYER_DIGEST).and_then(|digest| hex_of(&digest)),
         volatile: labels.contains_key(VOLATILE),
         id_map: id_map(labels)?,
         secret,
@@ -130,6 +127,12 @@ pub fn content(labels: &Labels) -> Content {
     } else {
         Content::Files
     }
+}
+
+/// The id of the blob behind a data layer, if the client told its digest.
+pub fn data_blob(labels: &Labels) -> Option<String> {
+    let digest = labels.get(LAYER_DIGEST)?;
+    (content(labels) == Content::Data).then(|| hex_of(digest))?
 }
 
 /// The hex part of a sha256 digest.
@@ -174,7 +177,7 @@ mod tests {
     fn no_labels_are_a_container_of_files() {
         let layer = parse(&Labels::new()).expect("nothing to refuse");
         assert_eq!(layer.content, Content::Files);
-        assert_eq!((layer.target, layer.image, layer.blob, layer.volatile), (None, None, None, false));
+        assert_eq!((layer.target, layer.image, layer.volatile), (None, None, false));
     }
 
     #[test]
@@ -201,9 +204,11 @@ mod tests {
     #[test]
     fn only_a_sha256_digest_names_a_blob() {
         let hex = "ab".repeat(32);
-        assert_eq!(parse(&labels(&[(LAYER_DIGEST, &format!("sha256:{hex}"))])).expect("valid").blob, Some(hex));
+        let digest = format!("sha256:{hex}");
+        assert_eq!(data_blob(&labels(&[(NYDUS_BLOB, "true"), (LAYER_DIGEST, &digest)])), Some(hex));
+        assert_eq!(data_blob(&labels(&[(LAYER_DIGEST, &digest)])), None, "an ordinary layer has no blob");
         for bad in ["sha256:../../etc", "sha512:ab", "ab", ""] {
-            assert_eq!(parse(&labels(&[(LAYER_DIGEST, bad)])).expect("valid").blob, None, "{bad}");
+            assert_eq!(data_blob(&labels(&[(NYDUS_BLOB, "true"), (LAYER_DIGEST, bad)])), None, "{bad}");
         }
     }
 

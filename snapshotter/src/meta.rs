@@ -5,13 +5,13 @@
 //! names      number             -> key or name; the number also names the directory
 //! children   (parent, child) by number -> ()
 //! instances  bootstrap's number -> Instance (JSON)
+//! garbage    id of a blob       -> (); no longer wanted by the snapshot or image that wanted it
 //! counters   "next"             -> the next number
 //! ```
 //!
 //! Every call is one transaction, durable when it returns. Numbers are never used twice, except those of a transaction that
 //! was never committed: whoever makes a directory for a fresh number may therefore find one, and it is rubbish.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,7 @@ const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapsh
 const NAMES: TableDefinition<'_, u64, &str> = TableDefinition::new("names");
 const CHILDREN: TableDefinition<'_, (u64, u64), ()> = TableDefinition::new("children");
 const INSTANCES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("instances");
+const GARBAGE: TableDefinition<'_, &str, ()> = TableDefinition::new("garbage");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
 /// How long another process may hold the records before we give up: it may be on its way out.
@@ -122,6 +123,17 @@ pub struct Fresh {
     pub parent: Option<u64>,
 }
 
+/// Everything recorded, at one moment.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// All snapshots.
+    pub records: Vec<Record>,
+    /// All images.
+    pub instances: Vec<Instance>,
+    /// Blobs that something no longer wants; others may.
+    pub garbage: Vec<String>,
+}
+
 /// The records of one root.
 #[derive(Debug)]
 pub struct Meta {
@@ -157,6 +169,7 @@ impl Meta {
             txn.open_table(NAMES)?;
             txn.open_table(CHILDREN)?;
             txn.open_table(INSTANCES)?;
+            txn.open_table(GARBAGE)?;
             txn.open_table(COUNTERS)?;
             Ok(())
         })?;
@@ -287,6 +300,9 @@ impl Meta {
                 return Err(SnapshotError::FailedPrecondition(format!("cannot remove snapshot {key:?} with child")));
             }
             delete(txn, key, &record)?;
+            if let Some(blob) = labels::data_blob(&record.labels) {
+                txn.open_table(GARBAGE)?.insert(blob.as_str(), ())?;
+            }
             Ok(record)
         })
     }
@@ -371,7 +387,7 @@ impl Meta {
         let mut chain = Vec::new();
         let mut name = parent.to_owned();
         while !name.is_empty() {
-            let record = match table.get(name.as_str())? {
+            let record: Record = match table.get(name.as_str())? {
                 Some(value) => decode(&name, value.value())?,
                 None => return Err(SnapshotError::NotFound(name)),
             };
@@ -384,16 +400,6 @@ impl Meta {
             chain.push((Ancestor { id: record.id, content }, record));
         }
         Ok(chain)
-    }
-
-    /// The numbers of all snapshots.
-    ///
-    /// # Errors
-    /// When the records cannot be read.
-    pub fn ids(&self) -> Result<HashSet<u64>> {
-        let txn = self.db.begin_read()?;
-        let table = txn.open_table(NAMES)?;
-        table.iter()?.map(|row| Ok(row?.0.value())).collect()
     }
 
     /// Records an image as intended or live; an image whose snapshot is gone is not recorded.
@@ -411,15 +417,31 @@ impl Meta {
         })
     }
 
-    /// Forgets an image.
+    /// Forgets an image; its blobs are no longer wanted by it.
     ///
     /// # Errors
     /// When the records cannot be written.
     pub fn forget_instance(&self, id: u64) -> Result<()> {
         self.write(|txn| {
-            txn.open_table(INSTANCES)?.remove(id)?;
+            let mut instances = txn.open_table(INSTANCES)?;
+            let gone: Option<Instance> =
+                instances.remove(id)?.map(|value| decode("an instance", value.value())).transpose()?;
+            let mut garbage = txn.open_table(GARBAGE)?;
+            for blob in gone.and_then(|instance| instance.blobs).into_iter().flatten() {
+                garbage.insert(blob.as_str(), ())?;
+            }
             Ok(())
         })
+    }
+
+    /// The record with this number, if it is committed or otherwise there.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn by_id(&self, id: u64) -> Result<Option<Record>> {
+        let txn = self.db.begin_read()?;
+        let Some(name) = txn.open_table(NAMES)?.get(id)?.map(|name| name.value().to_owned()) else { return Ok(None) };
+        txn.open_table(SNAPSHOTS)?.get(name.as_str())?.map(|value| decode(&name, value.value())).transpose()
     }
 
     /// One image.
@@ -442,27 +464,28 @@ impl Meta {
         table.iter()?.map(|row| decode("an instance", row?.1.value())).collect()
     }
 
-    /// Runs `act` while nobody can record a new snapshot or image, with the numbers of all snapshots, all records and all
-    /// images.
+    /// Runs `act` while nobody can record a new snapshot or image. Blobs that `act` returns are garbage no longer.
     ///
     /// # Errors
-    /// When the records cannot be read.
-    pub fn frozen<T>(&self, act: impl FnOnce(&HashSet<u64>, &[Record], &[Instance]) -> T) -> Result<T> {
+    /// When the records cannot be read or written.
+    pub fn frozen(&self, act: impl FnOnce(&Frozen) -> Vec<String>) -> Result<()> {
         self.write(|txn| {
-            let mut ids = HashSet::new();
-            for row in txn.open_table(NAMES)?.iter()? {
-                ids.insert(row?.0.value());
-            }
-            let mut records = Vec::new();
+            let mut frozen = Frozen::default();
             for row in txn.open_table(SNAPSHOTS)?.iter()? {
                 let (key, value) = row?;
-                records.push(decode(key.value(), value.value())?);
+                frozen.records.push(decode(key.value(), value.value())?);
             }
-            let mut instances = Vec::new();
             for row in txn.open_table(INSTANCES)?.iter()? {
-                instances.push(decode("an instance", row?.1.value())?);
+                frozen.instances.push(decode("an instance", row?.1.value())?);
             }
-            Ok(act(&ids, &records, &instances))
+            let mut garbage = txn.open_table(GARBAGE)?;
+            for row in garbage.iter()? {
+                frozen.garbage.push(row?.0.value().to_owned());
+            }
+            for blob in act(&frozen) {
+                garbage.remove(blob.as_str())?;
+            }
+            Ok(())
         })
     }
 
