@@ -70,7 +70,9 @@ pub fn find(upper: &Path) -> Result<Found, BootstrapError> {
                 // What our reader does not know yet is for nydusd to judge; then only the cache is kept longer.
                 let blobs = Bootstrap::open(bytes)
                     .map(|boot| boot.blobs().iter().map(|blob| blob.id.to_string()).collect())
-                    .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "the blobs of an image are not known"))
+                    .inspect_err(
+                        |error| tracing::debug!(path = %path.display(), %error, "the blobs of an image are not known"),
+                    )
                     .ok();
                 return Ok(Found { path, blobs });
             }
@@ -83,7 +85,11 @@ pub fn find(upper: &Path) -> Result<Found, BootstrapError> {
 
 fn complete(bytes: &[u8]) -> Result<(), &'static str> {
     if bytes.get(V6_AT..V6_AT + 4) == Some(&V6_MAGIC) {
-        return if bytes.len().is_multiple_of(V6_BLOCK) { Ok(()) } else { Err("its size is not a multiple of 4096 bytes") };
+        return if bytes.len().is_multiple_of(V6_BLOCK) {
+            Ok(())
+        } else {
+            Err("its size is not a multiple of 4096 bytes")
+        };
     }
     match bytes.get(..4) {
         Some(start) if start == V5_MAGIC => Ok(()),

@@ -131,15 +131,20 @@ mod tests {
     }
 
     fn names(directory: &std::path::Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(directory).expect("read").map(|e| e.expect("entry").file_name().into_string().expect("text")).collect();
+        let mut names: Vec<String> = fs::read_dir(directory)
+            .expect("read")
+            .map(|e| e.expect("entry").file_name().into_string().expect("text"))
+            .collect();
         names.sort();
         names
     }
 
     fn data(letter: char) -> Labels {
-        [(labels::NYDUS_BLOB.to_owned(), "true".to_owned()), (labels::LAYER_DIGEST.to_owned(), format!("sha256:{}", id(letter)))]
-            .into()
+        [
+            (labels::NYDUS_BLOB.to_owned(), "true".to_owned()),
+            (labels::LAYER_DIGEST.to_owned(), format!("sha256:{}", id(letter))),
+        ]
+        .into()
     }
 
     #[test]
@@ -158,7 +163,12 @@ mod tests {
             stage: Stage::Intended,
         };
         meta.set_instance(&instance).expect("recorded");
-        let kept = [format!("{}.blob.data", id('a')), format!("{}.blob.meta", id('b')), "other".to_owned(), format!("{}x", id('c'))];
+        let kept = [
+            format!("{}.blob.data", id('a')),
+            format!("{}.blob.meta", id('b')),
+            "other".to_owned(),
+            format!("{}x", id('c')),
+        ];
         touch(&dir, &kept);
         touch(&dir, &[format!("{}.blob.data", id('c')), format!("{}.blob.data.chunk_map", id('c')), id('d')]);
 

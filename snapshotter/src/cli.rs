@@ -109,7 +109,9 @@ pub fn without_retired(args: impl IntoIterator<Item = OsString>) -> (Vec<OsStrin
                     (false, _) => kept.push(format!("--{now}").into()),
                 }
             }
-            None => warnings.push(format!("flag --{name} is retired and ignored: see the keys of the configuration file")),
+            None => {
+                warnings.push(format!("flag --{name} is retired and ignored: see the keys of the configuration file"))
+            }
         }
     }
     (kept, warnings)
@@ -127,8 +129,14 @@ mod tests {
 
     #[test]
     fn the_guides_command_line_is_accepted() {
-        let (cli, warnings) =
-            parsed(&["--nydusd-config", "/etc/nydus/config.json", "--log-to-stdout", "--log-level=debug", "--root", "/r"]);
+        let (cli, warnings) = parsed(&[
+            "--nydusd-config",
+            "/etc/nydus/config.json",
+            "--log-to-stdout",
+            "--log-level=debug",
+            "--root",
+            "/r",
+        ]);
         assert_eq!(cli.nydusd_config, Some("/etc/nydus/config.json".into()));
         assert_eq!((cli.log_to_stdout, cli.log_level.as_deref()), (Some(true), Some("debug")));
         assert!(warnings.is_empty());

@@ -131,7 +131,9 @@ impl Config {
 
     fn resolve(cli: &Cli, table: Table) -> Result<(Self, Vec<String>), ConfigError> {
         let (keys, mut warnings) = Keys::check(table)?;
-        for (flag, given) in [("--nydus-image", &cli.nydus_image), ("--nydus-overlayfs-path", &cli.nydus_overlayfs_path)] {
+        for (flag, given) in
+            [("--nydus-image", &cli.nydus_image), ("--nydus-overlayfs-path", &cli.nydus_overlayfs_path)]
+        {
             if given.is_some() {
                 warnings.push(format!("flag {flag} has no effect yet"));
             }
@@ -152,8 +154,12 @@ impl Config {
         let mode = match cli.daemon_mode.as_deref().or(keys.text("daemon_mode")) {
             None | Some("shared") => Mode::Shared,
             Some("dedicated" | "multiple") => Mode::Dedicated,
-            Some("none") => return Err(value("daemon_mode", "\"none\" is not supported yet: use \"shared\" or \"dedicated\"")),
-            Some(other) => return Err(value("daemon_mode", format!("{other:?} is not known: use \"shared\" or \"dedicated\""))),
+            Some("none") => {
+                return Err(value("daemon_mode", "\"none\" is not supported yet: use \"shared\" or \"dedicated\""));
+            }
+            Some(other) => {
+                return Err(value("daemon_mode", format!("{other:?} is not known: use \"shared\" or \"dedicated\"")));
+            }
         };
         let recovery = match keys.text("daemon.recover_policy") {
             None | Some("restart") => Recovery::Restart,
@@ -164,7 +170,12 @@ impl Config {
                 );
                 Recovery::Restart
             }
-            Some(other) => return Err(value("daemon.recover_policy", format!("{other:?} is not known: use \"restart\" or \"none\""))),
+            Some(other) => {
+                return Err(value(
+                    "daemon.recover_policy",
+                    format!("{other:?} is not known: use \"restart\" or \"none\""),
+                ));
+            }
         };
         let threads = match keys.number("daemon.threads_number") {
             None | Some(0) => None,
@@ -178,7 +189,10 @@ impl Config {
         };
         let level = cli.log_level.as_deref().or(keys.text("log.level")).unwrap_or("info");
         let log_level = parse_level(level).ok_or_else(|| {
-            value("log level", format!("{level:?} is not known: use \"trace\", \"debug\", \"info\", \"warn\" or \"error\""))
+            value(
+                "log level",
+                format!("{level:?} is not known: use \"trace\", \"debug\", \"info\", \"warn\" or \"error\""),
+            )
         })?;
         let log_to = if cli.log_to_stdout.or(keys.flag("log.log_to_stdout")).unwrap_or(false) {
             LogTo::Stdout

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use nydus_backend::registry::reference::Reference;
+use nydus_backend::registry::Reference;
 use nydusd::config::{ConfigError, Template};
 
 use crate::credentials;

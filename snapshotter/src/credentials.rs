@@ -49,7 +49,10 @@ pub fn find(from_labels: Option<&PullSecret>, registry: &str) -> Option<Found> {
         Ok(Credential::Anonymous) => {}
         Err(error) => tracing::warn!(registry, %error, "docker's configuration could not be used"),
     }
-    tracing::warn!(registry, "no credentials in the pull's labels or in docker's configuration: the registry is asked anonymously");
+    tracing::warn!(
+        registry,
+        "no credentials in the pull's labels or in docker's configuration: the registry is asked anonymously"
+    );
     None
 }
 

@@ -295,7 +295,8 @@ impl Daemons {
             inner.attempts.lock().expect("no code panics while it holds this lock").remove(&record.id);
             result
         });
-        let joined = task.map(|ended| ended.unwrap_or_else(|error| Err(Arc::new(ServeError::Records(error.to_string())))));
+        let joined =
+            task.map(|ended| ended.unwrap_or_else(|error| Err(Arc::new(ServeError::Records(error.to_string())))));
         let attempt = joined.boxed().shared();
         attempts.insert(image, attempt.clone());
         attempt

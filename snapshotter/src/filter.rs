@@ -132,7 +132,8 @@ impl Reader<'_> {
         if self.rest.starts_with(['"', '`']) {
             return self.quoted();
         }
-        let end = self.rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).unwrap_or(self.rest.len());
+        let end =
+            self.rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).unwrap_or(self.rest.len());
         if end == 0 {
             return Err("a field's name is missing");
         }
@@ -246,7 +247,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_an_error() {
-        for filter in ["==x", "kind==", "kind==a b", r#"name=="x"#, r#"name=="\q""#, "name~=x", "kind=active", ",", "kind==a,"] {
+        for filter in
+            ["==x", "kind==", "kind==a b", r#"name=="x"#, r#"name=="\q""#, "name~=x", "kind=active", ",", "kind==a,"]
+        {
             admitted(&[filter]).expect_err(filter);
         }
     }

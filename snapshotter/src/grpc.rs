@@ -49,7 +49,11 @@ impl Service {
         span.in_scope(|| match &answer {
             Ok(_) => tracing::debug!(took = ?begun.elapsed(), "done"),
             // These are how the protocol works, not failures.
-            Err(error @ (SnapshotError::NotFound(_) | SnapshotError::AlreadyExists(_) | SnapshotError::FailedPrecondition(_))) => {
+            Err(
+                error @ (SnapshotError::NotFound(_)
+                | SnapshotError::AlreadyExists(_)
+                | SnapshotError::FailedPrecondition(_)),
+            ) => {
                 tracing::debug!(took = ?begun.elapsed(), answer = %error, "done");
             }
             Err(error) => tracing::warn!(took = ?begun.elapsed(), error = error.full_text(), "failed"),
@@ -57,7 +61,13 @@ impl Service {
         answer
     }
 
-    async fn create(&self, kind: Kind, key: String, parent: String, labels: HashMap<String, String>) -> Result<Vec<WireMount>> {
+    async fn create(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<WireMount>> {
         let span = match kind {
             Kind::View => tracing::info_span!("view", key, parent),
             _ => tracing::info_span!("prepare", key, parent),

@@ -91,7 +91,9 @@ pub struct Layer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// A mapping that is not one range of the right form, or only half of it.
-    #[error("label {label} is {value:?}: a user namespace needs equal-shaped uid and gid mappings of one range, inner:outer:size")]
+    #[error(
+        "label {label} is {value:?}: a user namespace needs equal-shaped uid and gid mappings of one range, inner:outer:size"
+    )]
     IdMap {
         /// The label.
         label: &'static str,

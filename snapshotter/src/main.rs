@@ -11,7 +11,11 @@ use nydus_snapshotter::cli::{self, Cli};
 use nydus_snapshotter::config::{Config, LogTo};
 use nydus_snapshotter::run;
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the version and a failed start are for whoever typed the command")]
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the version and a failed start are for whoever typed the command"
+)]
 fn main() -> ExitCode {
     let (args, warnings) = cli::without_retired(std::env::args_os());
     let cli = Cli::parse_from(args);

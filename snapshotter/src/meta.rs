@@ -195,8 +195,15 @@ impl Meta {
             }
             let id = next_id(txn)?;
             let now = now();
-            let record =
-                Record { id, kind, parent: parent.to_owned(), labels: labels.clone(), created: now, updated: now, usage: None };
+            let record = Record {
+                id,
+                kind,
+                parent: parent.to_owned(),
+                labels: labels.clone(),
+                created: now,
+                updated: now,
+                usage: None,
+            };
             put(txn, key, &record)?;
             link(txn, parent_id, id)?;
             make(Fresh { id, parent: parent_id })?;
@@ -324,7 +331,9 @@ impl Meta {
                 } else if let Some(label) = field.strip_prefix("labels.") {
                     record.labels.insert(label.to_owned(), wanted.get(label).cloned().unwrap_or_default());
                 } else {
-                    return Err(SnapshotError::InvalidArgument(format!("cannot update {field:?} field on snapshot {key:?}")));
+                    return Err(SnapshotError::InvalidArgument(format!(
+                        "cannot update {field:?} field on snapshot {key:?}"
+                    )));
                 }
             }
             record.labels.retain(|_, value| !value.is_empty());

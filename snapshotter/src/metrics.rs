@@ -74,7 +74,11 @@ impl Metrics {
         head(&mut text, name, "histogram", "Duration of calls of containerd, in milliseconds.");
         for ((_, operation), histogram) in OPERATIONS.iter().zip(durations) {
             for (bucket, bound) in histogram.buckets.iter().zip(BOUNDS) {
-                line(&mut text, &format!("{name}_bucket{{snapshot_operation=\"{operation}\",le=\"{bound}\"}}"), *bucket as f64);
+                line(
+                    &mut text,
+                    &format!("{name}_bucket{{snapshot_operation=\"{operation}\",le=\"{bound}\"}}"),
+                    *bucket as f64,
+                );
             }
             let labels = format!("{{snapshot_operation=\"{operation}\",le=\"+Inf\"}}");
             line(&mut text, &format!("{name}_bucket{labels}"), histogram.count as f64);
@@ -87,9 +91,19 @@ impl Metrics {
         let single = [
             ("nydusd_counts", "gauge", "Running nydusd processes.", running as f64),
             ("nydusd_images", "gauge", "Images that they mount.", images as f64),
-            ("snapshotter_cache_usage_kilobytes", "gauge", "Space that cached blobs take.", (cache.total() / 1024) as f64),
+            (
+                "snapshotter_cache_usage_kilobytes",
+                "gauge",
+                "Space that cached blobs take.",
+                (cache.total() / 1024) as f64,
+            ),
             ("snapshotter_cache_blobs_deleted_total", "counter", "Cache files deleted.", deleted as f64),
-            ("snapshotter_cache_blob_deletion_errors_total", "counter", "Cache files that could not be deleted.", failed as f64),
+            (
+                "snapshotter_cache_blob_deletion_errors_total",
+                "counter",
+                "Cache files that could not be deleted.",
+                failed as f64,
+            ),
             ("snapshotter_run_time_seconds", "gauge", "Time since the start.", self.begun.elapsed().as_secs_f64()),
             ("snapshotter_memory_usage_kilobytes", "gauge", "Resident memory.", process.memory_kb as f64),
             ("snapshotter_thread_counts", "gauge", "Threads.", process.threads as f64),
@@ -163,6 +177,9 @@ mod tests {
             let name = format!("_bucket{{snapshot_operation=\"MOUNTS\",le=\"{le}\"}} ");
             text.lines().find_map(|line| line.split_once(&name).map(|(_, value)| value.to_owned())).expect("there")
         };
-        assert_eq!((bucket("5").as_str(), bucket("10").as_str(), bucket("20000").as_str(), bucket("+Inf").as_str()), ("0", "1", "1", "2"));
+        assert_eq!(
+            (bucket("5").as_str(), bucket("10").as_str(), bucket("20000").as_str(), bucket("+Inf").as_str()),
+            ("0", "1", "1", "2")
+        );
     }
 }

@@ -126,7 +126,10 @@ mod tests {
                 mounts(3, Kind::Active, &[2, 1], None),
                 "overlay overlay index=off,workdir=/r/snapshots/3/work,upperdir=/r/snapshots/3/fs,lowerdir=/r/snapshots/2/fs:/r/snapshots/1/fs",
             ),
-            (mounts(3, Kind::View, &[2, 1], None), "overlay overlay index=off,lowerdir=/r/snapshots/2/fs:/r/snapshots/1/fs"),
+            (
+                mounts(3, Kind::View, &[2, 1], None),
+                "overlay overlay index=off,lowerdir=/r/snapshots/2/fs:/r/snapshots/1/fs",
+            ),
         ];
         for (got, want) in table {
             assert_eq!(got, want);
@@ -161,7 +164,8 @@ mod tests {
         assert_eq!(on_parent[0].options[..2], ["userxattr", "volatile"]);
         let alone = of(subject, &Chain::default(), &layout, overlay);
         assert_eq!(alone[0].options, ["rw", "rbind"]);
-        let looked_at = of(Subject { kind: Kind::View, ..subject }, &Chain { local: vec![1, 3], image: None }, &layout, overlay);
+        let looked_at =
+            of(Subject { kind: Kind::View, ..subject }, &Chain { local: vec![1, 3], image: None }, &layout, overlay);
         assert_eq!(looked_at[0].options[..1], ["userxattr"]);
         assert!(!looked_at[0].options.contains(&"volatile".to_owned()));
     }

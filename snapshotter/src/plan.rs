@@ -39,7 +39,9 @@ pub enum Plan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A view of a data layer, which has no files.
-    #[error("a data layer of a nydus image has no files of its own: only the topmost layer, its bootstrap, can be viewed")]
+    #[error(
+        "a data layer of a nydus image has no files of its own: only the topmost layer, its bootstrap, can be viewed"
+    )]
     DataOnly,
     /// A user namespace over an image.
     #[error(
@@ -100,7 +102,8 @@ mod tests {
     use crate::labels;
 
     fn layer(pairs: &[(&str, &str)]) -> Layer {
-        labels::parse(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()).expect("valid labels")
+        labels::parse(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+            .expect("valid labels")
     }
 
     fn ancestors(contents: &[Content]) -> Vec<Ancestor> {

@@ -69,14 +69,8 @@ pub async fn serve(config: Config) -> Result<()> {
 
     let cache = Arc::new(Cache::new(work_dir, ours));
     let metrics = Arc::new(Metrics::default());
-    let snapshots = Snapshots::new(
-        meta.clone(),
-        layout.clone(),
-        overlay::probe(),
-        config.volatile,
-        daemons.clone(),
-        cache.clone(),
-    );
+    let snapshots =
+        Snapshots::new(meta.clone(), layout.clone(), overlay::probe(), config.volatile, daemons.clone(), cache.clone());
     if let Err(error) = snapshots.cleanup().await {
         tracing::warn!(error = error.full_text(), "what the last run left was not cleaned up");
     }
@@ -101,15 +95,19 @@ pub async fn serve(config: Config) -> Result<()> {
     }
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
+        async {
             // A sender that is gone means stop as well.
             drop(stopped.await);
-        });
+        },
+    );
     tokio::pin!(server);
     tokio::select! {
-        ended = &mut server => ended.context("serving containerd")?,
+        ended = &mut server => {
+            ended.context("serving containerd")?;
+            bail!("the server ended without being told to");
+        }
         _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
         _ = interrupt.recv() => tracing::info!("stopping: SIGINT"),
     }

@@ -240,7 +240,8 @@ impl Inner {
             return Err(SnapshotError::FailedPrecondition(format!("snapshot {key:?} is neither active nor a view")));
         }
         let layer = labels::parse(&record.labels).map_err(|error| SnapshotError::InvalidArgument(error.to_string()))?;
-        let (ancestors, records): (Vec<Ancestor>, Vec<Record>) = self.meta.ancestors(&record.parent)?.into_iter().unzip();
+        let (ancestors, records): (Vec<Ancestor>, Vec<Record>) =
+            self.meta.ancestors(&record.parent)?.into_iter().unzip();
         let plan = plan::mount(record.kind, &layer, &ancestors).map_err(refused)?;
         Ok((record, layer, plan, records))
     }
@@ -290,7 +291,8 @@ impl Inner {
             (None, None, None) => None,
         };
         if let Some((user, group)) = owner {
-            std::os::unix::fs::lchown(&upper, Some(user), Some(group)).map_err(SnapshotError::io("giving away", &upper))?;
+            std::os::unix::fs::lchown(&upper, Some(user), Some(group))
+                .map_err(SnapshotError::io("giving away", &upper))?;
         }
         Ok(())
     }

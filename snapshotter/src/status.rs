@@ -76,7 +76,9 @@ impl SnapshotError {
             Self::InvalidArgument(_) => Code::InvalidArgument,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Unimplemented(_) => Code::Unimplemented,
-            Self::Image(_) | Self::Io { .. } | Self::Records(_) | Self::BadRecord { .. } | Self::Task(_) => Code::Unknown,
+            Self::Image(_) | Self::Io { .. } | Self::Records(_) | Self::BadRecord { .. } | Self::Task(_) => {
+                Code::Unknown
+            }
         }
     }
 

@@ -69,7 +69,11 @@ const KEYS: &[(&str, Type, Use)] = &[
     ("metrics.collect_interval", Text, Ignored("numbers are read when they are asked for")),
     ("remote.convert_vpc_registry", Bool, Ignored("the replaced program ignores it too")),
     ("remote.skip_ssl_verify", Bool, Followed),
-    ("remote.mirrors_config.dir", Text, Ignored("mirrors are read from the template for nydusd: name them in its `mirrors`")),
+    (
+        "remote.mirrors_config.dir",
+        Text,
+        Ignored("mirrors are read from the template for nydusd: name them in its `mirrors`"),
+    ),
     ("remote.auth.enable_kubeconfig_keychain", Bool, Ignored(LATER)),
     ("remote.auth.kubeconfig_path", Text, Ignored(LATER)),
     ("remote.auth.enable_cri_keychain", Bool, Ignored(LATER)),
@@ -88,7 +92,11 @@ const KEYS: &[(&str, Type, Use)] = &[
     ("cache_manager.cache_dir", Text, Followed),
     ("image.public_key_file", Text, Ignored(LATER)),
     ("image.validate_signature", Bool, Refused("signatures of bootstraps are not checked yet: set it to false")),
-    ("experimental.enable_stargz", Bool, Ignored("eStargz images are unpacked as plain ones: lazy loading of them is not supported yet")),
+    (
+        "experimental.enable_stargz",
+        Bool,
+        Ignored("eStargz images are unpacked as plain ones: lazy loading of them is not supported yet"),
+    ),
     ("experimental.enable_referrer_detect", Bool, Ignored(LATER)),
     ("experimental.enable_index_detect", Bool, Ignored(LATER)),
     ("experimental.enable_backend_source", Bool, Ignored(LATER)),
@@ -125,7 +133,10 @@ impl Keys {
     }
 
     fn value(&self, path: &str) -> Option<&Value> {
-        debug_assert!(KEYS.iter().any(|(known, _, used)| *known == path && *used == Followed), "{path} is not listed as followed");
+        debug_assert!(
+            KEYS.iter().any(|(known, _, used)| *known == path && *used == Followed),
+            "{path} is not listed as followed"
+        );
         let mut keys = path.split('.');
         let mut value = self.0.get(keys.next()?)?;
         for key in keys {
@@ -144,7 +155,9 @@ fn walk(prefix: &str, table: &Table, warnings: &mut Vec<String>) -> Result<(), C
             }
             match used {
                 Ignored(why) if says_something(value) => warnings.push(format!("key {path} is ignored: {why}")),
-                Refused(why) if says_something(value) => return Err(ConfigError::Value { key: path, why: (*why).to_owned() }),
+                Refused(why) if says_something(value) => {
+                    return Err(ConfigError::Value { key: path, why: (*why).to_owned() });
+                }
                 _ => {}
             }
         } else if KEYS.iter().any(|(known, ..)| known.starts_with(&format!("{path}."))) {

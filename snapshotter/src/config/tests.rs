@@ -34,7 +34,11 @@ fn unknown_and_ignored_keys_are_warned_of_by_name() {
     let file = "rot = \"/x\"\n[daemon]\nnydus_path = \"x\"\nfailover_policy = \"resend\"\n[remote.auth]\nenable_cri_keychain = true\n[new]\nx = 1";
     let (_, warnings) = resolved(file, &Cli::default()).expect("valid");
     for name in ["rot", "daemon.nydus_path", "daemon.failover_policy", "remote.auth.enable_cri_keychain", "new"] {
-        assert_eq!(warnings.iter().filter(|warning| warning.contains(&format!("key {name} "))).count(), 1, "{name}: {warnings:?}");
+        assert_eq!(
+            warnings.iter().filter(|warning| warning.contains(&format!("key {name} "))).count(),
+            1,
+            "{name}: {warnings:?}"
+        );
     }
     assert_eq!(warnings.len(), 5);
 }
@@ -77,7 +81,13 @@ fn wrong_types_and_values_fail_and_name_the_key() {
 fn a_file_without_its_version_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("config.toml");
-    for (text, fine) in [("version = 1\n", true), ("", false), ("version = 2", false), ("version = \"1\"", false), ("version = ", false)] {
+    for (text, fine) in [
+        ("version = 1\n", true),
+        ("", false),
+        ("version = 2", false),
+        ("version = \"1\"", false),
+        ("version = ", false),
+    ] {
         fs::write(&path, text).expect("written");
         let cli = Cli { config: Some(path.clone()), ..Cli::default() };
         assert_eq!(Config::load(&cli).is_ok(), fine, "{text:?}");

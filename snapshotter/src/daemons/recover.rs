@@ -77,7 +77,8 @@ impl Inner {
         let pid = connection.peer_cred().ok()?.pid()?;
         drop(connection);
         let info = daemon.client().info().await.ok()?;
-        let usable = info.state == DaemonState::Running && super::spawn::is_mounted(&daemon.mountpoint).unwrap_or(false);
+        let usable =
+            info.state == DaemonState::Running && super::spawn::is_mounted(&daemon.mountpoint).unwrap_or(false);
         if !usable {
             tracing::warn!(daemon = daemon.name, pid, state = %info.state, "a running nydusd is of no use and is replaced");
             daemon.lock().process = Process::find(pid);
@@ -149,10 +150,16 @@ impl Inner {
                 return;
             }
             if self.settings.recovery == Recovery::None {
-                tracing::error!(daemon = daemon.name, "nydusd died; by the recover policy it stays dead until it is needed");
+                tracing::error!(
+                    daemon = daemon.name,
+                    "nydusd died; by the recover policy it stays dead until it is needed"
+                );
                 return;
             }
-            tracing::warn!(daemon = daemon.name, "nydusd died and is started again; containers that use it must be restarted");
+            tracing::warn!(
+                daemon = daemon.name,
+                "nydusd died and is started again; containers that use it must be restarted"
+            );
             match self.revive(daemon).await {
                 Ok(()) => pause = LOOK_EVERY,
                 Err(error) => {

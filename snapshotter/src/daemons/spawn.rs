@@ -41,7 +41,8 @@ impl Inner {
             private_directory(file.parent().expect("a file of ours has a directory"), 0o700)?;
         }
         private_directory(&self.settings.work_dir, 0o755)?;
-        let output = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(ServeError::io("opening", &log))?;
+        let output =
+            fs::OpenOptions::new().create(true).append(true).open(&log).map_err(ServeError::io("opening", &log))?;
         let errors = output.try_clone().map_err(ServeError::io("opening", &log))?;
 
         let mut command = Command::new(&self.settings.nydusd);
@@ -63,7 +64,8 @@ impl Inner {
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         let failed = |why: String| ServeError::Start { program: self.settings.nydusd.clone(), why };
         let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(|| failed("it ended at once".into()))?;
+        let pid =
+            child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(|| failed("it ended at once".into()))?;
 
         let begun = tokio::time::Instant::now();
         let client = daemon.client().with_timeout(Duration::from_secs(1));
@@ -77,7 +79,11 @@ impl Inner {
                 _ => {
                     let ended = child.kill().await;
                     tracing::debug!(?ended, pid, "a daemon that does not serve is ended");
-                    return Err(failed(format!("it does not serve after {} s; {}", START_LIMIT.as_secs(), last_line(&log))));
+                    return Err(failed(format!(
+                        "it does not serve after {} s; {}",
+                        START_LIMIT.as_secs(),
+                        last_line(&log)
+                    )));
                 }
             }
         }
@@ -145,7 +151,10 @@ fn unescape(text: &str) -> String {
     while let Some((&byte, rest)) = bytes.split_first() {
         bytes = rest;
         let code = (byte == b'\\').then(|| rest.get(..3)).flatten();
-        match code.and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+        match code
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
             Some(code) => {
                 plain.push(code);
                 bytes = &rest[3..];
