@@ -68,7 +68,11 @@ impl BlobTable {
         let table = view.bytes("chunk table", 0, table_size)?;
         let header: &TableHeader = view.read("chunk table header", table_size)?;
         header.check(info, location, table_size)?;
-        // Both sizes were limited when the location was read.
+        // Entries differ at least in their offsets; more than this does not come out of honest bytes, and a
+        // false promise must not reserve memory.
+        if location.plain_size > table_size.saturating_mul(1024) {
+            return Err(invalid("chunk table", 0, "it shrank beyond belief"));
+        }
         let plain = codec::decode(
             coding(location.compressor, table_size, location.plain_size),
             table,

@@ -45,7 +45,7 @@ impl Toc {
     /// Reads a table; sections of unknown names are passed over.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let view = View(bytes);
-        if view.len() % 128 != 0 {
+        if !view.len().is_multiple_of(128) {
             return Err(invalid("table of contents", 0, format!("{} bytes are not entries of 128", view.len())));
         }
         let mut entries = Vec::new();

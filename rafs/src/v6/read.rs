@@ -104,7 +104,7 @@ fn check_erofs(bytes: View<'_>, erofs: &ErofsSuper, flags: Flags) -> Result<(), 
     if erofs.inos.get() == 0 {
         return bad(16, "no inodes".into());
     }
-    if bytes.len() % (1 << wanted_bits) != 0 {
+    if !bytes.len().is_multiple_of(1 << wanted_bits) {
         return bad(0, format!("{} bytes are not whole blocks", bytes.len()));
     }
     Ok(())
@@ -114,7 +114,7 @@ fn table(bytes: View<'_>, what: &'static str, at: u64, size: u64, entry: u64) ->
     if size == 0 {
         return Ok(0..0);
     }
-    if size % entry != 0 {
+    if !size.is_multiple_of(entry) {
         return Err(invalid(what, at, format!("{size} bytes are not entries of {entry} bytes")));
     }
     bytes.bytes(what, at, size)?;
