@@ -122,22 +122,21 @@ impl Cache {
     /// Puts a chunk's verified bytes where they can be read again, and settles the claim.
     pub(super) fn keep(&self, claim: Claim, bytes: &Bytes, verified: bool) -> Kept {
         claim.publish(bytes.clone());
-        let keeping = self.keeping.read().unwrap_or_else(PoisonError::into_inner);
-        let written = match &self.file {
-            Some(file) => file.write(claim.chunk(), bytes, verified),
-            None => Err(io::ErrorKind::Unsupported.into()),
-        };
-        if let Ok(Written::Yes) = written {
-            claim.commit();
-            return Kept::InFile;
-        }
-        drop(keeping);
-        match written {
-            Ok(Written::Yes) => {}
-            Ok(Written::Shortened) => self.forget("it was shortened by another program"),
-            Err(error) => {
-                if self.file.is_some() {
+        for _ in 0..2 {
+            let keeping = self.keeping.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(file) = &self.file else { break };
+            match file.write(claim.chunk(), bytes, verified) {
+                Ok(Written::Yes) => {
+                    claim.commit();
+                    return Kept::InFile;
+                }
+                Ok(Written::Shortened) => {
+                    drop(keeping);
+                    self.forget("it was shortened by another program");
+                }
+                Err(error) => {
                     self.shelf.complain(&self.blob, &error);
+                    break;
                 }
             }
         }

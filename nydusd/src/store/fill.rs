@@ -43,13 +43,17 @@ impl Blob {
                 if got.iter().any(|(one, _)| *one == at) {
                     continue;
                 }
-                if let Some(bytes) = bound.cache.shelved(bound.layout.chunk(at)) {
-                    got.push((at, bytes));
-                    continue;
-                }
                 match bound.cache.claims().claim(&bound.layout, at, &raise) {
                     Look::Ready => {}
-                    Look::Mine(claim) => claims.push(claim),
+                    Look::Mine(claim) => match bound.cache.shelved(claim.chunk()) {
+                        // The disk may have recovered since: it is offered the chunk again.
+                        Some(bytes) => {
+                            let checked = self.store().options().verify && claim.chunk().digest.is_some();
+                            bound.cache.keep(claim, &bytes, checked);
+                            got.push((at, bytes));
+                        }
+                        None => claims.push(claim),
+                    },
                     Look::Busy(flight) => flights.push((at, flight)),
                 }
             }

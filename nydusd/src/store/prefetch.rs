@@ -152,8 +152,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn requests_are_spread_over_time_and_unused_time_is_not_saved_up() {
+    #[test]
+    fn requests_are_spread_over_time_and_unused_time_is_not_saved_up() {
         let now = Instant::now();
         let mut pace = Pace::new(1);
         assert_eq!(pace.book(now, MIN_RATE), now);

@@ -37,6 +37,9 @@ impl Shelf {
 
     pub(super) fn put(&self, key: Key, bytes: Bytes) {
         let mut kept = self.lock();
+        if kept.chunks.iter().any(|(other, _)| *other == key) {
+            return;
+        }
         kept.bytes += bytes.len();
         kept.chunks.push_back((key, bytes));
         while kept.bytes > CAPACITY
