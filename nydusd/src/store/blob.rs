@@ -10,6 +10,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nydus_backend::Urgency;
@@ -29,6 +30,9 @@ use super::{Inner, Table, cache_file};
 /// How often a read begins again when the cache file fails under it; the second time it is served from memory.
 const TRIES: usize = 4;
 
+/// Stored bytes of one request to a source that sends all that comes before as well.
+const WHOLE: u64 = 64 << 20;
+
 /// One blob, as one image sees it.
 #[derive(Debug)]
 pub struct Blob {
@@ -41,6 +45,8 @@ pub struct Blob {
     table: Table,
     bound: OnceCell<Bound>,
     ahead: Mutex<Ahead>,
+    /// All of it is being fetched, because parts cost as much as the whole.
+    whole: AtomicBool,
 }
 
 /// The image's chunks and the cache that it shares.
@@ -124,6 +130,7 @@ impl Blob {
             source,
             table,
             bound: OnceCell::new_with(bound),
+            whole: AtomicBool::new(false),
         })
     }
 
@@ -309,6 +316,24 @@ impl Blob {
             if let Err(error) = me.ahead(&bound, window.chunks, me.store.options().amplify).await {
                 // The reader who comes there asks again, and hears of it then.
                 tracing::debug!(blob = %me.id(), %error, "not fetched ahead");
+            }
+        });
+    }
+
+    /// The source sends the blob from its first byte on, whatever part is asked for: has all of it fetched, once,
+    /// in as few requests as memory allows.
+    pub(super) fn fetch_whole(&self, bound: &Bound) {
+        let Some(me) = self.me.upgrade() else { return };
+        if self.whole.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(blob = %self.id(), "the source ignores ranges: the whole blob is fetched");
+        let bound = bound.clone();
+        self.store.runtime().spawn(async move {
+            let all = 0..bound.layout.chunks().len();
+            if let Err(error) = me.ahead_at_once(&bound, all, WHOLE, 1).await {
+                tracing::debug!(blob = %me.id(), %error, "not fetched as a whole");
+                me.whole.store(false, Ordering::Relaxed);
             }
         });
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use nydus_backend::Urgency;
+use nydus_backend::{Avoid, Served, Urgency};
 use nydus_rafs::Chunk;
 use nydus_rafs::verified::{ChunkError, Verified};
 
@@ -21,7 +21,6 @@ use super::claim::{Claim, Flight, Look, Raise};
 use super::counters::Counters;
 use super::error::ReadError;
 use super::runs;
-use super::source::Ask;
 
 /// Requests under way for one reader or one window at once.
 const AT_ONCE: usize = 8;
@@ -87,6 +86,17 @@ impl Blob {
     /// Brings the chunks at positions `wanted` ahead of readers, in requests of at most `max` stored bytes. Chunks that
     /// somebody else fetches are left to them.
     pub(super) async fn ahead(&self, bound: &Bound, wanted: Range<usize>, max: u64) -> Result<(), ReadError> {
+        self.ahead_at_once(bound, wanted, max, AT_ONCE / 2).await
+    }
+
+    /// The same, with so many requests at once.
+    pub(super) async fn ahead_at_once(
+        &self,
+        bound: &Bound,
+        wanted: Range<usize>,
+        max: u64,
+        at_once: usize,
+    ) -> Result<(), ReadError> {
         let missing: Vec<usize> = wanted.filter(|&at| !bound.readable_or_claimed(at)).collect();
         let groups = runs::group(missing, |&at| bound.layout.chunk(at).stored.clone(), max);
         stream::iter(groups)
@@ -103,7 +113,7 @@ impl Blob {
                     .collect();
                 self.request_ahead(bound, claims, raise).await
             })
-            .buffer_unordered(AT_ONCE / 2)
+            .buffer_unordered(at_once)
             .try_for_each(|()| async { Ok(()) })
             .await
     }
@@ -131,20 +141,23 @@ impl Blob {
     /// Fetches one group of claimed chunks with one request.
     async fn fetch(&self, bound: &Bound, claims: Vec<Claim>, urgency: Urgency) -> Result<Got, ReadError> {
         let span = runs::span(claims.iter().map(|claim| claim.chunk().stored.clone()));
-        let stored = self.ask(span.clone(), urgency, Ask::Anyone).await?;
-        let (mut got, bad) = self.settle(bound, claims, span.start, stored, urgency).await;
+        let served = self.ask(span.clone(), urgency, Avoid::Nothing).await?;
+        if served.ignores_ranges {
+            self.fetch_whole(bound);
+        }
+        let (mut got, bad) = self.settle(bound, claims, span.start, served.bytes, urgency).await;
         for (claim, error) in bad {
             self.counters().corrupt_chunks.add(1);
             let chunk = claim.chunk().clone();
-            tracing::warn!(blob = %self.id(), chunk = chunk.index.0, stored = ?chunk.stored, %error,
-                "a source gave bytes that do not match the image; asking the origin");
-            let stored = self.ask(chunk.stored.clone(), urgency, Ask::Origin).await?;
-            let (again, bad) = self.settle(bound, vec![claim], chunk.stored.start, stored, urgency).await;
-            got.extend(again);
+            tracing::warn!(blob = %self.id(), chunk = chunk.index.0, stored = ?chunk.stored, source = %served.source, %error,
+                "a source gave bytes that do not match the image; asking again, without mirrors");
+            let again = self.ask(chunk.stored.clone(), urgency, Avoid::Mirrors).await?;
+            let (right, bad) = self.settle(bound, vec![claim], chunk.stored.start, again.bytes, urgency).await;
+            got.extend(right);
             if let Some((_, source)) = bad.into_iter().next() {
                 self.counters().corrupt_chunks.add(1);
                 tracing::error!(blob = %self.id(), chunk = chunk.index.0, stored = ?chunk.stored, plain = ?chunk.plain,
-                    error = %source, "the origin's bytes do not match the image either: the blob there is damaged");
+                    source = %again.source, error = %source, "the bytes do not match the image again: the blob there is damaged");
                 return Err(ReadError::Corrupt {
                     blob: self.id().clone(),
                     chunk: chunk.index,
@@ -156,21 +169,21 @@ impl Blob {
         Ok(got)
     }
 
-    async fn ask(&self, stored: Range<u64>, urgency: Urgency, ask: Ask) -> Result<Bytes, ReadError> {
+    async fn ask(&self, stored: Range<u64>, urgency: Urgency, avoid: Avoid) -> Result<Served, ReadError> {
         let (counters, began) = (self.counters(), Instant::now());
-        let answer = self.source().read(self.id(), stored.clone(), urgency, ask).await;
+        let answer = self.source().read(self.id(), stored.clone(), urgency, avoid).await;
         let (requests, bytes) = match urgency {
             Urgency::Demand => (&counters.demand_requests, &counters.demand_bytes),
             Urgency::Prefetch => (&counters.prefetch_requests, &counters.prefetch_bytes),
         };
         requests.add(1);
         match answer {
-            Ok(given) => {
-                bytes.add(given.len() as u64);
+            Ok(served) => {
+                bytes.add(served.bytes.len() as u64);
                 if urgency == Urgency::Prefetch {
                     counters.prefetch_millis.add(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
                 }
-                Ok(given)
+                Ok(served)
             }
             Err(last) => {
                 counters.failed_requests.add(1);

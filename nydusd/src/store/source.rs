@@ -2,18 +2,8 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
-use nydus_backend::{Route, SourceError, Urgency};
+use nydus_backend::{Avoid, Route, Served, SourceError, Urgency};
 use nydus_rafs::BlobId;
-
-/// Who may be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// Mirrors, then the origin.
-    Anyone,
-    /// The origin only: what a mirror gave was not what it should be.
-    Origin,
-}
 
 /// A place that serves blobs.
 #[derive(Debug, Clone)]
@@ -30,21 +20,18 @@ impl From<Route> for Source {
 }
 
 impl Source {
-    /// Returns exactly the bytes `stored` of `blob`.
+    /// Returns the bytes `stored` of `blob`.
     pub(super) async fn read(
         &self,
         blob: &BlobId,
         stored: Range<u64>,
         urgency: Urgency,
-        ask: Ask,
-    ) -> Result<Bytes, SourceError> {
+        avoid: Avoid,
+    ) -> Result<Served, SourceError> {
         match self {
-            Self::Route(route) => {
-                let _ = ask;
-                route.read(blob, stored, urgency).await
-            }
+            Self::Route(route) => route.read_from(blob, stored, urgency, avoid).await,
             #[cfg(test)]
-            Self::Fake(fake) => fake.read(blob, stored, urgency, ask).await,
+            Self::Fake(fake) => fake.read(blob, stored, urgency, avoid).await,
         }
     }
 }

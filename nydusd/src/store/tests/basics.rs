@@ -2,13 +2,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use nydus_backend::{SourceError, Urgency};
+use nydus_backend::{Avoid, SourceError, Urgency};
 use tokio::sync::Semaphore;
 
 use super::fake::{Fake, Fault};
 use super::*;
 use crate::store::ReadError;
-use crate::store::source::Ask;
 
 #[test]
 fn what_is_read_is_what_the_image_was_made_of_and_is_fetched_once() {
@@ -94,8 +93,8 @@ fn wrong_bytes_are_asked_for_again_without_mirrors_and_never_read() {
         let blob = lab.open(&sample);
         *lab.fake.faults.lock().unwrap() = vec![fault];
         sample.check(&blob, 8192..8200);
-        let asked: Vec<_> = lab.fake.requests.lock().unwrap().iter().map(|request| request.ask).collect();
-        assert_eq!(asked, [Ask::Anyone, Ask::Origin]);
+        let asked: Vec<_> = lab.fake.requests.lock().unwrap().iter().map(|request| request.avoid).collect();
+        assert_eq!(asked, [Avoid::Nothing, Avoid::Mirrors]);
         assert_eq!(blob.counters().corrupt_chunks.get(), 1);
     }
 }

@@ -7,11 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nydus_backend::{SourceError, Urgency};
+use nydus_backend::{Avoid, Served, SourceError, Urgency};
 use nydus_rafs::BlobId;
 use tokio::sync::Semaphore;
-
-use crate::store::source::Ask;
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +33,10 @@ pub(crate) enum Fault {
 pub(crate) struct Request {
     pub(crate) stored: Range<u64>,
     pub(crate) urgency: Urgency,
-    pub(crate) ask: Ask,
+    pub(crate) avoid: Avoid,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Fake {
     pub(crate) blobs: Mutex<HashMap<BlobId, Bytes>>,
     /// Faults of the next requests, in order; then none.
@@ -46,19 +44,9 @@ pub(crate) struct Fake {
     pub(crate) requests: Mutex<Vec<Request>>,
     /// Requests pass one by one when a test says so.
     pub(crate) gate: Option<Semaphore>,
+    /// Every answer had to pass over all that comes before it.
+    pub(crate) ignores_ranges: bool,
     pub(crate) under_way: AtomicU64,
-}
-
-impl Default for Fake {
-    fn default() -> Self {
-        Self {
-            blobs: Mutex::default(),
-            faults: Mutex::default(),
-            requests: Mutex::default(),
-            gate: None,
-            under_way: AtomicU64::new(0),
-        }
-    }
 }
 
 impl Fake {
@@ -67,9 +55,9 @@ impl Fake {
         blob: &BlobId,
         stored: Range<u64>,
         urgency: Urgency,
-        ask: Ask,
-    ) -> Result<Bytes, SourceError> {
-        self.requests.lock().unwrap().push(Request { stored: stored.clone(), urgency, ask });
+        avoid: Avoid,
+    ) -> Result<Served, SourceError> {
+        self.requests.lock().unwrap().push(Request { stored: stored.clone(), urgency, avoid });
         self.under_way.fetch_add(1, Ordering::SeqCst);
         if let Some(gate) = &self.gate {
             gate.acquire().await.unwrap().forget();
@@ -80,21 +68,23 @@ impl Fake {
         };
         let bytes = self.blobs.lock().unwrap()[blob].clone();
         let given = bytes.slice(usize::try_from(stored.start).unwrap()..usize::try_from(stored.end).unwrap());
-        match fault {
-            Fault::None => Ok(given),
-            Fault::Fail => Err(SourceError::Config("told to fail".into())),
+        let bytes = match fault {
+            Fault::None => given,
+            Fault::Fail => return Err(SourceError::Config("told to fail".into())),
             Fault::Wrong => {
                 let mut wrong = given.to_vec();
                 let at = wrong.len() / 2;
                 wrong[at] ^= 0x55;
-                Ok(wrong.into())
+                wrong.into()
             }
-            Fault::Short => Ok(given.slice(..given.len() - 1)),
+            Fault::Short => given.slice(..given.len() - 1),
             Fault::Slow => {
                 tokio::time::sleep(Duration::from_millis(2)).await;
-                Ok(given)
+                given
             }
             Fault::Hang => std::future::pending().await,
-        }
+        };
+        let ignores_ranges = self.ignores_ranges;
+        Ok(Served { bytes, source: "fake".into(), from_mirror: avoid == Avoid::Nothing, ignores_ranges })
     }
 }

@@ -118,3 +118,14 @@ fn prefetch_stops_when_told_and_gives_up_on_a_source_that_fails() {
     lab.fake.faults.lock().unwrap().clear();
     sample.check(&blob, 0..sample.len());
 }
+
+#[test]
+fn a_source_that_ignores_ranges_is_asked_for_the_whole_blob_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake { ignores_ranges: true, ..Fake::default() };
+    let (lab, sample) = (Lab::new(dir.path(), exact(), fake), large());
+    let blob = lab.open(&sample);
+    sample.check(&blob, sample.chunks[9].plain.clone());
+    eventually("all is there", || blob.ready(0..sample.len()));
+    assert!(of(&lab, Urgency::Prefetch).len() <= 2, "before and after the chunk that was there already");
+}
