@@ -99,12 +99,15 @@ struct Inner {
     background: Semaphore,
 }
 
+/// How a chunk table is fetched.
+pub type FetchTable = dyn Fn() -> BoxFuture<'static, Result<ChunkTable, ReadError>> + Send + Sync;
+
 /// The chunks of a blob, known or still to be fetched.
 pub enum Table {
     /// The bootstrap has them all.
     Known(ChunkTable),
     /// They come from the blob, by the first read; a failure is not remembered, the next read tries again.
-    Lazy(Box<dyn Fn() -> BoxFuture<'static, Result<ChunkTable, ReadError>> + Send + Sync>),
+    Lazy(Box<FetchTable>),
 }
 
 impl fmt::Debug for Table {

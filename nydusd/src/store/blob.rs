@@ -286,7 +286,7 @@ impl Blob {
     async fn demand(&self, bound: &Bound, wanted: Range<usize>) -> Result<Got, ReadError> {
         let slots = &bound.layout.slots()[wanted.clone()];
         let missed = slots.iter().filter(|slot| slot.state() != State::Ready).count();
-        let marked = slots.iter().fold(false, |marked, slot| slot.unmark() || marked);
+        let marked = slots.iter().filter(|slot| slot.unmark()).count() > 0;
         match missed {
             0 => self.counters.whole_hits.add(1),
             some if some < slots.len() => self.counters.partial_hits.add(1),

@@ -60,7 +60,7 @@ pub enum ReadError {
         stored: Range<u64>,
         /// What the last source said.
         #[source]
-        last: SourceError,
+        last: Box<SourceError>,
     },
     /// The bytes did not come in time.
     #[error("could not read plain bytes {plain:?} of blob {blob} within {} s", after.as_secs_f32())]
@@ -86,7 +86,7 @@ pub enum ReadError {
         /// The blob.
         blob: BlobId,
         /// What the last source said.
-        source: SourceError,
+        source: Box<SourceError>,
     },
     /// The chunk table of the blob was fetched and cannot be read.
     #[error("could not read the chunk table of blob {blob}: {source}")]

@@ -187,7 +187,7 @@ impl Blob {
             }
             Err(last) => {
                 counters.failed_requests.add(1);
-                Err(ReadError::Unavailable { blob: self.id().clone(), stored, last })
+                Err(ReadError::Unavailable { blob: self.id().clone(), stored, last: Box::new(last) })
             }
         }
     }

@@ -328,7 +328,7 @@ impl ReadyMap {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let entropy = Algorithm::Blake3.digest(&[&now.as_nanos().to_le_bytes()[..], &to.to_le_bytes()[..]].concat());
         // Odd, and with a digit that the clock's tick of a write would hit once in 10^9.
-        let nanos = u32_at(&entropy.0, 0) % 1_000_000_000 | 1;
+        let nanos = (u32_at(&entropy.0, 0) % 1_000_000_000) | 1;
         let seal = UNIX_EPOCH + Duration::new(now.as_secs(), nanos);
         data.set_modified(seal)?;
         let metadata = data.metadata()?;

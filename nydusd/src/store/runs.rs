@@ -53,6 +53,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "a group of one chunk is meant")]
     fn a_request_stays_within_its_size_unless_one_chunk_exceeds_it() {
         assert_eq!(grouped(&[0..600, 600..1200, 1200..4000], 1200), [vec![0..600, 600..1200], vec![1200..4000]]);
         assert_eq!(grouped(&[0..600, 600..700], 0), [vec![0..600], vec![600..700]]);

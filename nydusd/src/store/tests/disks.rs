@@ -12,6 +12,7 @@ struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
     /// `None`, with the reason printed, where mounting is not allowed.
+    #[expect(clippy::print_stdout, reason = "a skipped test says why")]
     fn new(options: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "shoal-test"]).arg(dir.path()).status();

@@ -139,9 +139,9 @@ fn any_flipped_byte_and_any_cut_of_the_map_costs_a_fetch_at_most() {
         for cut in [false, true] {
             let mut bad = bytes.clone();
             if cut {
-                bad.truncate(at)
+                bad.truncate(at);
             } else {
-                bad[at] ^= 0x10
+                bad[at] ^= 0x10;
             }
             std::fs::write(&map, bad).unwrap();
             File::options().write(true).open(&data).unwrap().set_modified(time).unwrap();
@@ -188,9 +188,9 @@ fn mixtures_of_old_and_new_files_never_give_a_wrong_byte() {
                 believed += 1;
             }
             if dice.roll(2) == 0 {
-                lab.end(vec![blob])
+                lab.end(vec![blob]);
             } else {
-                lab.kill(vec![blob])
+                lab.kill(vec![blob]);
             }
             if !moments.is_empty() && dice.roll(3) > 0 {
                 let (one, two) = (dice.roll(moments.len() as u64) as usize, dice.roll(moments.len() as u64) as usize);

@@ -44,10 +44,10 @@ fn campaign(seed: u64, options: Options, dir: &Path) {
     lab.fake.faults.lock().unwrap().clear();
     sample.check(&blobs[0], 0..sample.len());
     sample.check(&blobs[1], begin[1]..sample.len());
-    if seed % 2 == 0 {
-        lab.end(blobs.into())
+    if seed.is_multiple_of(2) {
+        lab.end(blobs.into());
     } else {
-        lab.kill(blobs.into())
+        lab.kill(blobs.into());
     }
     let lab = Lab::new(dir, exact(), Fake::default());
     sample.check(&lab.open(&sample), 0..sample.len());
