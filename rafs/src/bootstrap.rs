@@ -7,8 +7,8 @@ use crate::blob::format::features;
 use crate::chunk::{ChunkIndex, ChunkTable, Compressor};
 use crate::digest::{Algorithm, BlobId, Digest};
 use crate::flags::Flags;
-use crate::v6;
 use crate::view::{View, invalid};
+use crate::{v5, v6};
 
 /// Why a bootstrap or a blob's own tables cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +236,25 @@ impl BlobInfo {
 
 #[derive(Debug)]
 enum Layout {
+    V5(v5::read::Layout),
     V6(v6::read::Layout),
+}
+
+/// One of two iterators over the same values.
+enum OfVersion<A, B> {
+    V5(A),
+    V6(B),
+}
+
+impl<T, A: Iterator<Item = T>, B: Iterator<Item = T>> Iterator for OfVersion<A, B> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        match self {
+            Self::V5(items) => items.next(),
+            Self::V6(items) => items.next(),
+        }
+    }
 }
 
 /// The metadata of an image.
@@ -252,7 +270,10 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     pub fn open(bytes: B) -> Result<Self, FormatError> {
         let view = View(bytes.as_ref());
         let (layout, blobs) = match view.bytes("superblock", 0, 4)? {
-            b"SFAR" => return Err(FormatError::Unsupported("a RAFS v5 image".into())),
+            b"SFAR" => {
+                let (layout, blobs) = v5::read::Layout::open(view)?;
+                (Layout::V5(layout), blobs)
+            }
             _ if view.len() < 4096 => {
                 return Err(FormatError::Truncated { what: "superblock", at: 0, len: view.len() });
             }
@@ -274,6 +295,10 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         }
     }
 
+    fn v5<'a>(&'a self, layout: &'a v5::read::Layout) -> v5::read::Image<'a> {
+        v5::read::Image { bytes: View(self.bytes.as_ref()), layout }
+    }
+
     fn v6<'a>(&'a self, layout: &'a v6::read::Layout) -> v6::read::Image<'a> {
         v6::read::Image { bytes: View(self.bytes.as_ref()), layout }
     }
@@ -286,6 +311,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the root directory.
     pub fn root(&self) -> Ino {
         match &self.layout {
+            Layout::V5(_) => v5::read::Layout::ROOT,
             Layout::V6(layout) => layout.root,
         }
     }
@@ -293,6 +319,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the number of inodes, as the image says; in v6 every name of a hard link counts.
     pub fn inode_count(&self) -> u64 {
         match &self.layout {
+            Layout::V5(layout) => layout.inode_count,
             Layout::V6(layout) => layout.inos,
         }
     }
@@ -300,6 +327,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the size into which files are cut, in bytes: a power of two from 4,096 to 16 MiB.
     pub fn chunk_size(&self) -> u32 {
         match &self.layout {
+            Layout::V5(layout) => layout.chunk_size,
             Layout::V6(layout) => layout.chunk_size,
         }
     }
@@ -307,6 +335,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the RAFS version, 5 or 6.
     pub fn version(&self) -> u8 {
         match &self.layout {
+            Layout::V5(_) => 5,
             Layout::V6(_) => 6,
         }
     }
@@ -314,6 +343,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the flags of the image.
     pub fn flags(&self) -> Flags {
         match &self.layout {
+            Layout::V5(layout) => layout.flags,
             Layout::V6(layout) => layout.flags,
         }
     }
@@ -326,6 +356,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the attributes of an inode.
     pub fn attr(&self, ino: Ino) -> Result<Attr, FormatError> {
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).attr(ino),
             Layout::V6(layout) => self.v6(layout).attr(ino),
         }
     }
@@ -333,26 +364,30 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Finds a name in a directory.
     pub fn lookup(&self, dir: Ino, name: &OsStr) -> Result<Option<Ino>, FormatError> {
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).lookup(dir, name),
             Layout::V6(layout) => self.v6(layout).lookup(dir, name),
         }
     }
 
     /// Returns the entries of a directory from the `from`th on, `.` and `..` among them.
     ///
-    /// They come in the order of their names' bytes, so that `.` is not always the first. An error ends them.
+    /// They come in the order of their names' bytes; in v6 that holds for `.` too, so that it is not always the
+    /// first. An error ends them.
     pub fn entries(
         &self,
         dir: Ino,
         from: u64,
     ) -> Result<impl Iterator<Item = Result<Entry<'_>, FormatError>>, FormatError> {
         match &self.layout {
-            Layout::V6(layout) => self.v6(layout).entries(dir, from),
+            Layout::V5(layout) => Ok(OfVersion::V5(self.v5(layout).entries(dir, from)?)),
+            Layout::V6(layout) => Ok(OfVersion::V6(self.v6(layout).entries(dir, from)?)),
         }
     }
 
     /// Returns the target of a symbolic link.
     pub fn readlink(&self, ino: Ino) -> Result<OsString, FormatError> {
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).readlink(ino),
             Layout::V6(layout) => self.v6(layout).readlink(ino),
         }
     }
@@ -360,6 +395,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the extended attributes of an inode, full names.
     pub fn xattrs(&self, ino: Ino) -> Result<Vec<(OsString, Vec<u8>)>, FormatError> {
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).xattrs(ino),
             Layout::V6(layout) => self.v6(layout).xattrs(ino),
         }
     }
@@ -367,6 +403,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns an upper bound of the bytes that the attributes and extents of an inode take in the bootstrap.
     pub(crate) fn weight(&self, ino: Ino) -> Result<u64, FormatError> {
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).weight(ino),
             Layout::V6(layout) => self.v6(layout).weight(ino),
         }
     }
@@ -378,7 +415,8 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         range: Range<u64>,
     ) -> Result<impl Iterator<Item = Result<Extent, FormatError>>, FormatError> {
         match &self.layout {
-            Layout::V6(layout) => self.v6(layout).extents(ino, range, &self.blobs),
+            Layout::V5(layout) => Ok(OfVersion::V5(self.v5(layout).extents(ino, range, &self.blobs)?)),
+            Layout::V6(layout) => Ok(OfVersion::V6(self.v6(layout).extents(ino, range, &self.blobs)?)),
         }
     }
 
@@ -394,6 +432,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
             return Err(FormatError::Unsupported(format!("blob {blob} of an image with {}", self.blobs.len())));
         };
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).chunks(blob, info),
             Layout::V6(layout) => self.v6(layout).chunks(blob, info),
         }
     }
@@ -401,6 +440,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     /// Returns the inodes that the builder asked to be fetched first; the root alone means everything.
     pub fn prefetch(&self) -> Result<Vec<Ino>, FormatError> {
         match &self.layout {
+            Layout::V5(layout) => self.v5(layout).prefetch(),
             Layout::V6(layout) => self.v6(layout).prefetch(),
         }
     }

@@ -16,6 +16,7 @@ pub mod digest;
 pub mod flags;
 mod record;
 pub mod tree;
+mod v5;
 pub mod v6;
 pub mod verified;
 mod view;
