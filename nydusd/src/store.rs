@@ -42,7 +42,7 @@ use futures::future::BoxFuture;
 use nydus_backend::Route;
 use nydus_rafs::{BlobId, BlobInfo, ChunkTable};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 pub use blob::Blob;
 pub use counters::{Counter, Counters, Stamp};
@@ -57,8 +57,9 @@ use demand::Demand;
 use shelf::Shelf;
 use source::Source;
 
-/// Requests ahead of readers that are under way at once, for all blobs of a store.
-const BACKGROUND: usize = 16;
+/// Requests for what comes next to readers that are under way at once, for all blobs of a store. Prefetch has a
+/// number of its own: readers who go on do not queue behind it.
+const WINDOWS: usize = 16;
 
 /// How a store works; the default is what a configuration without a word about it means.
 #[derive(Debug, Clone)]
@@ -96,7 +97,7 @@ struct Inner {
     caches: Mutex<HashMap<BlobId, Vec<Weak<Cache>>>>,
     shelf: Arc<Shelf>,
     demand: Demand,
-    background: Semaphore,
+    windows: Semaphore,
 }
 
 /// How a chunk table is fetched.
@@ -141,7 +142,7 @@ impl Store {
             caches: Mutex::default(),
             shelf: Arc::default(),
             demand: Demand::default(),
-            background: Semaphore::new(BACKGROUND),
+            windows: Semaphore::new(WINDOWS),
         };
         Ok(Self { inner: Arc::new(inner), counters: Arc::default() })
     }
@@ -203,9 +204,9 @@ impl Inner {
         &self.demand
     }
 
-    /// Waits until one more request ahead of readers may go out.
-    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.background.acquire().await.ok()
+    /// Returns where requests for what comes next to readers take their turn.
+    fn windows(&self) -> &Semaphore {
+        &self.windows
     }
 
     fn caches(&self) -> std::sync::MutexGuard<'_, HashMap<BlobId, Vec<Weak<Cache>>>> {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nydus_backend::Urgency;
 use nydus_rafs::{BlobId, BlobInfo};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::ahead::Ahead;
 use super::cache::Cache;
@@ -80,14 +80,14 @@ impl Bound {
             let chunk = self.layout.chunk(first);
             let (start, mut end) = (chunk.plain.start.max(plain.start), chunk.plain.end.min(plain.end));
             part(buf, plain, done..start).fill(0);
-            if let Some((_, bytes)) = got.iter().find(|(one, _)| *one == first) {
+            if let Some(bytes) = got.get(&first) {
                 let from = place(start - chunk.plain.start);
                 let into = part(buf, plain, start..end);
                 into.copy_from_slice(&bytes[from..from + into.len()]);
             } else {
-                while let Some(next) = at.next_if(|&next| {
-                    self.layout.chunk(next).plain.start == end && !got.iter().any(|(one, _)| *one == next)
-                }) {
+                while let Some(next) =
+                    at.next_if(|&next| self.layout.chunk(next).plain.start == end && !got.contains_key(&next))
+                {
                     end = self.layout.chunk(next).plain.end.min(plain.end);
                 }
                 let file = self.cache.file().ok_or_else(|| (first, io::ErrorKind::NotFound.into()))?;
@@ -222,7 +222,8 @@ impl Blob {
     pub async fn fill(&self, plain: Range<u64>, urgency: Urgency) -> Result<(), ReadError> {
         if urgency == Urgency::Prefetch {
             let bound = self.bound(&plain).await?;
-            return self.ahead(bound, bound.layout.covering(&plain), self.store.options().amplify).await;
+            let wanted = bound.layout.covering(&plain);
+            return self.ahead(bound, wanted, self.store.options().amplify, self.store.windows()).await;
         }
         let read = async {
             let bound = self.bound(&plain).await?;
@@ -313,7 +314,7 @@ impl Blob {
         }
         let bound = bound.clone();
         self.store.runtime().spawn(async move {
-            if let Err(error) = me.ahead(&bound, window.chunks, me.store.options().amplify).await {
+            if let Err(error) = me.ahead(&bound, window.chunks, me.store.options().amplify, me.store.windows()).await {
                 // The reader who comes there asks again, and hears of it then.
                 tracing::debug!(blob = %me.id(), %error, "not fetched ahead");
             }
@@ -331,7 +332,7 @@ impl Blob {
         let bound = bound.clone();
         self.store.runtime().spawn(async move {
             let all = 0..bound.layout.chunks().len();
-            if let Err(error) = me.ahead_at_once(&bound, all, WHOLE, 1).await {
+            if let Err(error) = me.ahead(&bound, all, WHOLE, &Semaphore::new(1)).await {
                 tracing::debug!(blob = %me.id(), %error, "not fetched as a whole");
                 me.whole.store(false, Ordering::Relaxed);
             }

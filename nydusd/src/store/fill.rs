@@ -5,6 +5,7 @@
 //! readers is computed on the runtime's blocking threads. What a source gave and did not match is asked for once more
 //! with the mirrors left out; then it is an error that names the blob and the chunk.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use nydus_backend::{Avoid, Served, Urgency};
 use nydus_rafs::Chunk;
 use nydus_rafs::verified::{ChunkError, Verified};
+use tokio::sync::Semaphore;
 
 use super::blob::{Blob, Bound};
 use super::cache::{Cache, Kept};
@@ -28,7 +30,7 @@ const AT_ONCE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Plain bytes of chunks, by position.
-pub(super) type Got = Vec<(usize, Bytes)>;
+pub(super) type Got = HashMap<usize, Bytes>;
 
 impl Blob {
     /// Brings the chunks at positions `wanted` for a reader. Returns those that came just now; the others are ready.
@@ -39,7 +41,7 @@ impl Blob {
             let raise = Raise::default();
             let (mut claims, mut flights) = (Vec::new(), Vec::new());
             for at in wanted.clone() {
-                if got.iter().any(|(one, _)| *one == at) {
+                if got.contains_key(&at) {
                     continue;
                 }
                 match bound.cache.claims().claim(&bound.layout, at, &raise) {
@@ -49,7 +51,7 @@ impl Blob {
                         Some(bytes) => {
                             let checked = self.store().options().verify && claim.chunk().digest.is_some();
                             bound.cache.keep(claim, &bytes, checked);
-                            got.push((at, bytes));
+                            got.insert(at, bytes);
                         }
                         None => claims.push(claim),
                     },
@@ -84,25 +86,20 @@ impl Blob {
     }
 
     /// Brings the chunks at positions `wanted` ahead of readers, in requests of at most `max` stored bytes. Chunks that
-    /// somebody else fetches are left to them.
-    pub(super) async fn ahead(&self, bound: &Bound, wanted: Range<usize>, max: u64) -> Result<(), ReadError> {
-        self.ahead_at_once(bound, wanted, max, AT_ONCE / 2).await
-    }
-
-    /// The same, with so many requests at once.
-    pub(super) async fn ahead_at_once(
+    /// somebody else fetches are left to them. Each request waits for its turn in `lane`.
+    pub(super) async fn ahead(
         &self,
         bound: &Bound,
         wanted: Range<usize>,
         max: u64,
-        at_once: usize,
+        lane: &Semaphore,
     ) -> Result<(), ReadError> {
         let missing: Vec<usize> = wanted.filter(|&at| !bound.readable_or_claimed(at)).collect();
         let groups = runs::group(missing, |&at| bound.layout.chunk(at).stored.clone(), max);
         stream::iter(groups)
             .map(|group| async move {
                 // Claims are taken when the request can go out: a reader never waits for one that is queued.
-                let _turn = self.store().turn().await;
+                let _turn = lane.acquire().await;
                 let raise = Raise::default();
                 let claims: Vec<Claim> = group
                     .into_iter()
@@ -113,7 +110,7 @@ impl Blob {
                     .collect();
                 self.request_ahead(bound, claims, raise).await
             })
-            .buffer_unordered(at_once)
+            .buffer_unordered(AT_ONCE)
             .try_for_each(|()| async { Ok(()) })
             .await
     }
@@ -216,7 +213,7 @@ impl Blob {
                         if urgency == Urgency::Prefetch {
                             counters.prefetch_chunks.add(1);
                         }
-                        got.push((at, bytes));
+                        got.insert(at, bytes);
                     }
                     Err(error) => bad.push((claim, error)),
                 }
@@ -238,7 +235,7 @@ async fn landed(flights: Vec<(usize, Flight)>) -> Got {
     let mut got = Got::new();
     for (at, flight) in flights {
         if let Some(bytes) = flight.landed().await {
-            got.push((at, bytes));
+            got.insert(at, bytes);
         }
     }
     got
@@ -260,7 +257,7 @@ fn recheck(cache: &Arc<Cache>, counters: &Counters, claims: Vec<Claim>) -> (Got,
         if claim.unsure() {
             counters.checked_chunks.add(1);
             if let Some(bytes) = left_behind(cache, claim.chunk()) {
-                got.push((claim.at(), bytes.clone()));
+                got.insert(claim.at(), bytes.clone());
                 cache.confirm(claim, bytes);
                 continue;
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +92,8 @@ pub async fn prefetch(hints: Vec<Hint>, options: PrefetchOptions, stop: Cancella
 
 async fn bring(piece: &Piece, merging: u64, failures: &tokio::sync::Mutex<u32>) {
     let Some(bound) = piece.blob.bound_now() else { return };
-    match piece.blob.ahead(bound, piece.chunks.clone(), merging).await {
+    // Pieces are single requests, and the caller bounds their number.
+    match piece.blob.ahead(bound, piece.chunks.clone(), merging, &Semaphore::new(1)).await {
         Ok(()) => *failures.lock().await = 0,
         Err(error) => {
             let mut failures = failures.lock().await;

@@ -60,6 +60,8 @@ const HEADER: usize = 128;
 const RECORD: usize = 64;
 /// A blob has at most 2^24 chunks; a map longer than four lives of such a blob is not ours.
 const MAX_RECORDS: u64 = 4 << 24;
+/// Dead records that do not matter.
+const SLACK: u64 = 1024;
 /// Records read at once.
 const BATCH: usize = 4096;
 
@@ -219,7 +221,9 @@ impl ReadyMap {
         let read = read_full(&file, &mut head, 0)?;
         let foreign = read >= 8 && head[..8] != MAGIC;
         let other_version = !foreign && read >= 12 && u32_at(&head, 8) != VERSION;
-        if foreign || other_version || (len.saturating_sub(HEADER as u64)) / RECORD as u64 > MAX_RECORDS {
+        // A data file that was just made holds nothing, whatever its predecessor held.
+        let fresh = data.metadata()?.len() == 0;
+        if fresh || foreign || other_version || (len.saturating_sub(HEADER as u64)) / RECORD as u64 > MAX_RECORDS {
             file.set_len(0)?;
             (len, head) = (0, [0; HEADER]);
         }
@@ -240,7 +244,11 @@ impl ReadyMap {
         };
         let sealed = header.as_ref().map_or(0, |header| header.to);
         let mut newest = sealed;
-        map.scan(|_, session| newest = newest.max(session))?;
+        let mut records = 0;
+        map.scan(|_, session| {
+            newest = newest.max(session);
+            records += 1;
+        })?;
         let session = newest.checked_add(1).unwrap_or_else(|| {
             // 2^32 sessions do not happen: somebody wrote this.
             let _ = map.file.set_len(0);
@@ -255,7 +263,46 @@ impl ReadyMap {
         };
         map.session.store(session, Ordering::Relaxed);
         map.believed.store(believed, Ordering::Relaxed);
+        if records > SLACK {
+            let live = map.known()?;
+            if live.len() as u64 * 2 < records {
+                return map.compacted(path, &live);
+            }
+        }
         Ok(map)
+    }
+
+    /// Writes the map anew with `live` records only. If that fails the long map serves.
+    fn compacted(self, path: &Path, live: &BTreeMap<u64, Known>) -> io::Result<Self> {
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        let short = self.write_compacted(Path::new(&new), path, live);
+        match short {
+            Ok((file, end)) => Ok(Self { file, end: AtomicU64::new(end), ..self }),
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "ready map not shortened");
+                Ok(self)
+            }
+        }
+    }
+
+    fn write_compacted(&self, new: &Path, path: &Path, live: &BTreeMap<u64, Known>) -> io::Result<(File, u64)> {
+        let mut bytes = vec![0; HEADER];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let mut record = [0; RECORD];
+        for known in live.values() {
+            self.file.read_exact_at(&mut record, known.at)?;
+            bytes.extend_from_slice(&record);
+        }
+        match std::fs::remove_file(new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(new)?;
+        file.write_all_at(&bytes, 0)?;
+        file.sync_data()?;
+        std::fs::rename(new, path)?;
+        Ok((file, bytes.len() as u64))
     }
 
     /// Calls `each` with every record in the order of writing.

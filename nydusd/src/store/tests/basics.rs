@@ -28,6 +28,25 @@ fn what_is_read_is_what_the_image_was_made_of_and_is_fetched_once() {
 }
 
 #[test]
+fn a_route_serves_what_a_blob_misses() {
+    use nydus_backend::memory::{Fault, Memory};
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, sample, memory) = (Lab::new(dir.path(), exact(), Fake::default()), Sample::small(), Memory::new());
+    memory.insert(sample.info.id.clone(), sample.stored.clone());
+    memory.inject([Fault::WrongByte(3), Fault::None, Fault::Fail]);
+    let blob = lab.store.blob(&sample.info, sample.table(), memory.clone().into()).unwrap();
+    sample.check(&blob, 0..10);
+    let counters = Arc::new(crate::store::Counters::default());
+    let again = lab.store.counting(counters.clone()).blob(&sample.info, sample.table(), memory.clone().into()).unwrap();
+    assert!(again.ensure(8192..8193).is_err());
+    sample.check(&again, 0..sample.len());
+    sample.check(&blob, 0..sample.len());
+    // Each image has its own numbers.
+    assert_eq!((blob.counters().demand_requests.get(), blob.counters().corrupt_chunks.get()), (2, 1));
+    assert_eq!((counters.failed_reads.get(), counters.corrupt_chunks.get()), (1, 0));
+}
+
+#[test]
 fn ensured_bytes_are_in_the_file() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();

@@ -114,6 +114,18 @@ fn whatever_is_done_to_a_sealed_file_breaks_the_seal() {
 }
 
 #[test]
+fn a_map_does_not_grow_with_the_number_of_kills() {
+    let (dir, sample) = (tempfile::tempdir().unwrap(), Sample::new(2, &[10; 400]));
+    let (_, map) = files(dir.path(), &sample);
+    let mut largest = 0;
+    for round in 0..8 {
+        assert_eq!(reopened(dir.path(), &sample).0, if round == 0 { 400 } else { 0 });
+        largest = largest.max(std::fs::metadata(&map).unwrap().len());
+    }
+    assert!(largest > 3 * 400 * 64 && largest < 5 * 400 * 64, "{largest}");
+}
+
+#[test]
 fn another_blobs_files_are_not_believed() {
     let (dir, one, two) =
         (tempfile::tempdir().unwrap(), Sample::small(), Sample::new(8, &[4096, 100, 5000, 1, 70_000, 4096]));
