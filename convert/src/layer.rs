@@ -1,0 +1,367 @@
+//! One layer: the entries of a tar put one after the other into a tree.
+//!
+//! The tree is what the directory would be into which containerd unpacks this layer alone, whiteouts included, because
+//! an image must show the same files whichever snapshotter serves it. That is why a name whose directories
+//! are links lands behind the links, why a later entry replaces an earlier one of the same name, why `..` stops
+//! at the root, and why an entry that containerd cannot unpack is refused here too, by name and position.
+//!
+//! Whiteouts stay in the tree as empty files named `.wh.*`; [`crate::overlay`] acts on them. Directories that the tar does not
+//! list but needs are *implied*: they are in the tree with mode 0755 and remembered in [`Layer::implied`], for they
+//! take the attributes of the same directory in the layers below.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
+
+use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
+use crate::tar::{Entry, EntryKind, TarError};
+
+pub mod stream;
+
+/// The extended attribute that marks an implied directory in the bootstrap of a single layer.
+pub(crate) const IMPLIED_XATTR: &str = "trusted.nydus.implied";
+
+/// How strict the rules are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// The lowest layer of an image: a whiteout removes what the layer itself brought so far.
+    Lowest,
+    /// A layer with others below.
+    Upper,
+    /// A tar on its own: everything that can be kept is kept, attributes that containerd drops too.
+    Alone,
+}
+
+/// Why a layer cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It is not a readable tar.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// One of its entries has no place.
+    #[error("entry `{name}` at byte {at} cannot be unpacked: {why}")]
+    Entry {
+        /// The entry's name.
+        name: String,
+        /// Position of its header in the uncompressed archive.
+        at: u64,
+        /// What is wrong.
+        #[source]
+        why: Refusal,
+    },
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Its path leads nowhere.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A component of its name is too long.
+    #[error("a part of its name is longer than 255 bytes")]
+    NameTooLong,
+    /// A name with a NUL byte.
+    #[error("its name holds a NUL byte")]
+    NameWithNul,
+    /// The target of a symbolic link is empty or too long.
+    #[error("the target of a symbolic link has 1 to 4,095 bytes")]
+    Target,
+    /// A hard link to something that is not in this layer.
+    #[error("it is a hard link to `{0}`, which this layer does not hold")]
+    NoTarget(String),
+    /// A hard link to a directory.
+    #[error("it is a hard link to a directory")]
+    DirectoryLink,
+    /// A whiteout of nothing, of `.` or of `..`.
+    #[error("it is a whiteout without a usable name")]
+    Whiteout,
+    /// A whiteout of what the same layer brings.
+    #[error("it is a whiteout of what this layer itself brings")]
+    WhiteoutOfOwn,
+    /// An extended attribute that no Linux file system takes.
+    #[error("it has an extended attribute with a name of more than 255 bytes or a value of more than 65,535")]
+    Xattr,
+}
+
+/// How much of an implied directory comes from below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Implied {
+    /// Everything.
+    All,
+    /// Extended attributes only: the layer listed the directory after something in it.
+    Xattrs,
+}
+
+/// A layer's tree.
+#[derive(Debug)]
+pub struct Layer {
+    /// The files, whiteouts among them.
+    pub tree: Tree,
+    /// Directories that the layer needs and does not (or not first) list.
+    pub implied: BTreeMap<NodeId, Implied>,
+    /// Regular files in the order in which their bodies came.
+    pub bodies: HashMap<NodeId, BodyId>,
+}
+
+/// The number of a file body in its layer, counted from 0 in the order of the tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BodyId(pub usize);
+
+/// A layer in the making.
+#[derive(Debug)]
+pub struct LayerBuilder {
+    layer: Layer,
+    rules: Rules,
+}
+
+impl LayerBuilder {
+    /// Begins with an empty root directory, mode 0755, owned by root.
+    pub fn new(rules: Rules) -> Self {
+        let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
+        Self { layer: Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() }, rules }
+    }
+
+    /// Returns the layer.
+    pub fn finish(self) -> Layer {
+        self.layer
+    }
+
+    /// Returns whether the body of `entry` is part of the image; a whiteout's is not.
+    pub fn wants_body(entry: &Entry) -> bool {
+        let base = entry.path.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
+        entry.kind == EntryKind::Regular && entry.size > 0 && !base.starts_with(WHITEOUT)
+    }
+
+    /// Puts an entry into the tree; `body` is the number of its body if [`Self::wants_body`].
+    pub fn add(&mut self, entry: Entry, body: Option<BodyId>) -> Result<(), LayerError> {
+        let at = entry.at;
+        let name = entry.path.clone();
+        let refused = |why| LayerError::Entry { name: String::from_utf8_lossy(&name).into_owned(), at, why };
+        self.place(entry, body).map_err(refused)
+    }
+
+    fn place(&mut self, entry: Entry, body: Option<BodyId>) -> Result<(), Refusal> {
+        if entry.path.contains(&0) {
+            return Err(Refusal::NameWithNul);
+        }
+        let mut parts = path::clean(&entry.path);
+        let Some(base) = parts.pop() else {
+            if self.rules == Rules::Alone && entry.kind == EntryKind::Directory {
+                let stat = self.stat(&entry);
+                let xattrs = self.xattrs(&entry)?;
+                let root = self.layer.tree.node_mut(Tree::ROOT);
+                root.stat = stat;
+                root.xattrs.extend(xattrs);
+            }
+            return Ok(());
+        };
+        if base.len() > 255 || parts.iter().any(|part| part.len() > 255) {
+            return Err(Refusal::NameTooLong);
+        }
+        let dir = self.ensure_directory(path::resolve(&self.layer.tree, parts)?)?;
+        if base.as_bytes().starts_with(WHITEOUT) && entry.kind != EntryKind::Directory {
+            return self.whiteout(dir, base, &entry);
+        }
+        self.create(dir, base, entry, body)
+    }
+
+    fn create(&mut self, dir: NodeId, base: OsString, entry: Entry, body: Option<BodyId>) -> Result<(), Refusal> {
+        let xattrs = self.xattrs(&entry)?;
+        let stat = self.stat(&entry);
+        let existing = self.children(dir).get(&base).copied();
+        if entry.kind == EntryKind::Directory
+            && let Some(id) = existing
+            && let NodeKind::Directory(_) = self.layer.tree.node(id).kind
+        {
+            if let Some(implied) = self.layer.implied.get_mut(&id) {
+                *implied = Implied::Xattrs;
+            }
+            let node = self.layer.tree.node_mut(id);
+            node.stat = stat;
+            node.xattrs.extend(xattrs);
+            return Ok(());
+        }
+        // What was there is gone before anything else happens, so a link to itself finds nothing.
+        self.children_mut(dir).remove(&base);
+        self.children_mut(dir).remove(&path::whiteout_of(&base));
+        let number = device_number(entry.device);
+        let kind = match entry.kind {
+            EntryKind::Directory => NodeKind::Directory(BTreeMap::new()),
+            EntryKind::Regular => NodeKind::Regular { size: entry.size, chunks: Vec::new() },
+            EntryKind::Symlink => {
+                if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
+                    return Err(Refusal::Target);
+                }
+                NodeKind::Symlink(OsString::from_vec(entry.link))
+            }
+            EntryKind::CharDevice => NodeKind::CharDevice(number),
+            EntryKind::BlockDevice => NodeKind::BlockDevice(number),
+            EntryKind::Fifo => NodeKind::Fifo,
+            EntryKind::HardLink => {
+                let id = self.link_target(&entry.link)?;
+                let node = self.layer.tree.node_mut(id);
+                let symlink = matches!(node.kind, NodeKind::Symlink(_));
+                node.stat = Stat { permissions: if symlink { 0o777 } else { stat.permissions }, ..stat };
+                // The change of owner that every header brings takes capabilities away.
+                node.xattrs.remove(OsStr::new("security.capability"));
+                node.xattrs.extend(xattrs);
+                self.children_mut(dir).insert(base, id);
+                return Ok(());
+            }
+        };
+        let id = self.layer.tree.add(Node { stat, xattrs, kind });
+        if let Some(body) = body {
+            self.layer.bodies.insert(id, body);
+        }
+        self.children_mut(dir).insert(base, id);
+        Ok(())
+    }
+
+    fn link_target(&self, link: &[u8]) -> Result<NodeId, Refusal> {
+        let missing = || Refusal::NoTarget(String::from_utf8_lossy(link).into_owned());
+        let (parent, base) = match link.iter().rposition(|&byte| byte == b'/') {
+            Some(slash) => (&link[..slash], &link[slash + 1..]),
+            None => (&b""[..], link),
+        };
+        let mut parts = path::resolve(&self.layer.tree, path::clean(parent))?;
+        match base {
+            b"" | b"." | b".." => return Err(Refusal::DirectoryLink),
+            base => parts.push(OsString::from_vec(base.to_vec())),
+        }
+        match path::find(&self.layer.tree, &parts) {
+            Found::Node(id) if matches!(self.layer.tree.node(id).kind, NodeKind::Directory(_)) => {
+                Err(Refusal::DirectoryLink)
+            }
+            Found::Node(id) => Ok(id),
+            _ => Err(missing()),
+        }
+    }
+
+    fn whiteout(&mut self, dir: NodeId, base: OsString, entry: &Entry) -> Result<(), Refusal> {
+        let opaque = base.as_bytes() == OPAQUE;
+        let hidden = OsStr::from_bytes(&base.as_bytes()[WHITEOUT.len()..]).to_owned();
+        if !opaque && matches!(hidden.as_bytes(), b"" | b"." | b"..") {
+            return Err(Refusal::Whiteout);
+        }
+        match self.rules {
+            Rules::Lowest if opaque => {
+                self.remove_implied(dir);
+                return Ok(());
+            }
+            Rules::Lowest => {
+                self.children_mut(dir).remove(&hidden);
+                return Ok(());
+            }
+            Rules::Upper if !opaque && self.children(dir).contains_key(&hidden) => return Err(Refusal::WhiteoutOfOwn),
+            Rules::Upper | Rules::Alone => {}
+        }
+        let stat = self.stat(entry);
+        let kind = NodeKind::Regular { size: 0, chunks: Vec::new() };
+        let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind });
+        self.children_mut(dir).insert(base, id);
+        Ok(())
+    }
+
+    /// Removes what the layer did not list from below an opaque directory of the lowest layer.
+    fn remove_implied(&mut self, dir: NodeId) {
+        let implied = &self.layer.implied;
+        let is_implied = |id: &NodeId| implied.get(id) == Some(&Implied::All);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            self.children(dir).iter().map(|(name, &id)| (name.clone(), id)).partition(|(_, id)| is_implied(id));
+        for (name, _) in gone {
+            self.children_mut(dir).remove(&name);
+        }
+        for (_, id) in kept {
+            if let NodeKind::Directory(_) = self.layer.tree.node(id).kind {
+                self.remove_implied(id);
+            }
+        }
+    }
+
+    /// Returns the directory at `parts`, made with all above it if need be.
+    fn ensure_directory(&mut self, parts: Parts) -> Result<NodeId, Refusal> {
+        let mut dir = Tree::ROOT;
+        for part in parts {
+            let children = self.children(dir);
+            dir = match children.get(&part) {
+                Some(&id) => match self.layer.tree.node(id).kind {
+                    NodeKind::Directory(_) => id,
+                    _ => return Err(PathError::NotADirectory.into()),
+                },
+                None if children.contains_key(&path::whiteout_of(&part)) => {
+                    return Err(PathError::NotADirectory.into());
+                }
+                None => {
+                    let stat = Stat { permissions: 0o755, ..Stat::default() };
+                    let kind = NodeKind::Directory(BTreeMap::new());
+                    let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind });
+                    self.layer.implied.insert(id, Implied::All);
+                    self.children_mut(dir).insert(part, id);
+                    id
+                }
+            };
+        }
+        Ok(dir)
+    }
+
+    fn children(&self, dir: NodeId) -> &BTreeMap<OsString, NodeId> {
+        match &self.layer.tree.node(dir).kind {
+            NodeKind::Directory(children) => children,
+            _ => unreachable!("only directories are asked for children"),
+        }
+    }
+
+    fn children_mut(&mut self, dir: NodeId) -> &mut BTreeMap<OsString, NodeId> {
+        match &mut self.layer.tree.node_mut(dir).kind {
+            NodeKind::Directory(children) => children,
+            _ => unreachable!("only directories are asked for children"),
+        }
+    }
+
+    fn stat(&self, entry: &Entry) -> Stat {
+        // Times before 1970 or after 2262 are set to 1970 when a layer is unpacked.
+        let (mtime, mtime_nsec) = match entry.mtime {
+            0..9_223_372_036 => (entry.mtime, entry.mtime_nsec),
+            _ => (0, 0),
+        };
+        // Owner -1 means "leave it": root made the file.
+        let owner = |id: i64| {
+            let low = u32::try_from(id & 0xffff_ffff).expect("32 bits");
+            if low == u32::MAX && self.rules != Rules::Alone { 0 } else { low }
+        };
+        let permissions = if entry.kind == EntryKind::Symlink { 0o777 } else { entry.permissions };
+        Stat { permissions, uid: owner(entry.uid), gid: owner(entry.gid), mtime, mtime_nsec }
+    }
+
+    /// Returns the attributes that are kept: those that a kernel would take, and `trusted.*` only for a tar on its own.
+    fn xattrs(&self, entry: &Entry) -> Result<BTreeMap<OsString, Vec<u8>>, Refusal> {
+        let mut kept = BTreeMap::new();
+        for (name, value) in &entry.xattrs {
+            let bytes = name.as_bytes();
+            if bytes.len() > 255 || value.len() > 65_535 {
+                return Err(Refusal::Xattr);
+            }
+            let trusted = bytes.starts_with(b"trusted.");
+            let known = bytes.starts_with(b"user.")
+                || bytes.starts_with(b"security.")
+                || bytes == b"system.posix_acl_access"
+                || bytes == b"system.posix_acl_default";
+            if known || trusted && self.rules == Rules::Alone {
+                kept.insert(name.clone(), value.clone());
+            } else if !trusted {
+                tracing::warn!(entry = entry.name(), xattr = %name.display(), "extended attribute ignored: no Linux file system takes it");
+            }
+        }
+        Ok(kept)
+    }
+}
+
+/// Returns the number of a device as `stat(2)` encodes it, low 32 bits.
+fn device_number((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+#[cfg(test)]
+mod tests;

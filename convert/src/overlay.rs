@@ -1,0 +1,198 @@
+//! Layers to one tree: what an overlay mount of the unpacked layers shows.
+//!
+//! Layers are laid one on the other from the lowest up. A whiteout takes a name away, an opaque directory hides what
+//! lies below it, a directory on a directory brings its own attributes and adds its entries, and anything else
+//! replaces. Two things follow the programs that do this for real rather than the OCI text: an opaque *root* hides
+//! nothing (the kernel merges the roots of all layers), and the root itself is 0755 and owned by root (its
+//! entry in a layer is not unpacked).
+//!
+//! Implied directories take the attributes of the same directory in the nearest layer below that has one, except
+//! `trusted.*`; where that layer has a link there, of what the link leads to in that layer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+
+use nydus_rafs::tree::ChunkRef;
+use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
+
+use crate::layer::{BodyId, Implied, Layer};
+use crate::path::{self, Found, OPAQUE, Parts, WHITEOUT};
+
+/// The tree of an image, with the origin of each regular file's bytes.
+#[derive(Debug)]
+pub struct Merged {
+    /// The files. Chunk references name blobs by the position of their layer.
+    pub tree: Tree,
+    /// Which body of which layer a regular file with data holds.
+    pub bodies: HashMap<NodeId, (usize, BodyId)>,
+}
+
+/// Lays `layers`, lowest first, one on the other.
+pub fn merge(mut layers: Vec<Layer>) -> Merged {
+    for at in 1..layers.len() {
+        let (below, rest) = layers.split_at_mut(at);
+        inherit(below, &mut rest[0]);
+    }
+    let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
+    let mut merged = Merged { tree, bodies: HashMap::new() };
+    for (index, mut layer) in layers.into_iter().enumerate() {
+        let Stat { mtime, mtime_nsec, .. } = layer.tree.node(Tree::ROOT).stat;
+        if (mtime, mtime_nsec) != (0, 0) {
+            let stat = &mut merged.tree.node_mut(Tree::ROOT).stat;
+            (stat.mtime, stat.mtime_nsec) = (mtime, mtime_nsec);
+        }
+        let mut moved = HashMap::new();
+        Laying { merged: &mut merged, layer: &mut layer, index, moved: &mut moved }.lay(Tree::ROOT, Tree::ROOT, true);
+    }
+    merged
+}
+
+/// Gives the implied directories of `layer` what they take from the layers below, lowest first.
+fn inherit(below: &[Layer], layer: &mut Layer) {
+    if layer.implied.is_empty() {
+        return;
+    }
+    let mut places = Vec::new();
+    collect_implied(layer, Tree::ROOT, &mut Parts::new(), &mut places);
+    for (id, how, parts) in places {
+        let Some((stat, xattrs)) = below.iter().rev().find_map(|lower| look(lower, &parts)).flatten() else { continue };
+        let node = layer.tree.node_mut(id);
+        if how == Implied::All {
+            node.stat = stat;
+        }
+        for (name, value) in xattrs {
+            node.xattrs.entry(name).or_insert(value);
+        }
+    }
+}
+
+fn collect_implied(layer: &Layer, dir: NodeId, parts: &mut Parts, places: &mut Vec<(NodeId, Implied, Parts)>) {
+    if let Some(&how) = layer.implied.get(&dir) {
+        places.push((dir, how, parts.clone()));
+    }
+    let NodeKind::Directory(children) = &layer.tree.node(dir).kind else { return };
+    for (name, &id) in children {
+        if let NodeKind::Directory(_) = layer.tree.node(id).kind {
+            parts.push(name.clone());
+            collect_implied(layer, id, parts, places);
+            parts.pop();
+        }
+    }
+}
+
+type Attributes = (Stat, BTreeMap<OsString, Vec<u8>>);
+
+/// Returns `None` if the layer knows nothing of the path, `Some(None)` if it has no directory there.
+fn look(lower: &Layer, parts: &Parts) -> Option<Option<Attributes>> {
+    let Ok(parts) = path::resolve(&lower.tree, parts.clone()) else { return Some(None) };
+    match path::find(&lower.tree, &parts) {
+        Found::Nothing | Found::BehindLink => None,
+        Found::NotADirectory => Some(None),
+        Found::Node(id) => {
+            let node = lower.tree.node(id);
+            let NodeKind::Directory(_) = node.kind else { return Some(None) };
+            let kept = node.xattrs.iter().filter(|(name, _)| !name.as_bytes().starts_with(b"trusted."));
+            Some(Some((node.stat.clone(), kept.map(|(name, value)| (name.clone(), value.clone())).collect())))
+        }
+    }
+}
+
+struct Laying<'m> {
+    merged: &'m mut Merged,
+    layer: &'m mut Layer,
+    index: usize,
+    /// Where the nodes of the layer went, so that hard links stay together.
+    moved: &'m mut HashMap<NodeId, NodeId>,
+}
+
+impl Laying<'_> {
+    /// Lays the entries of directory `upper` of the layer on directory `lower` of the merged tree.
+    fn lay(&mut self, upper: NodeId, lower: NodeId, root: bool) {
+        let NodeKind::Directory(entries) = &mut self.layer.tree.node_mut(upper).kind else { return };
+        let entries = std::mem::take(entries);
+        if !root && entries.contains_key(OsStr::from_bytes(OPAQUE)) {
+            self.children(lower).clear();
+        }
+        for (name, &id) in &entries {
+            if let Some(hidden) = hidden(name, self.layer.tree.node(id)) {
+                self.children(lower).remove(hidden);
+            }
+        }
+        for (name, id) in entries {
+            if hidden(&name, self.layer.tree.node(id)).is_some() {
+                continue;
+            }
+            let existing = self.children(lower).get(&name).copied();
+            let is_dir = |node: &Node| matches!(node.kind, NodeKind::Directory(_));
+            if is_dir(self.layer.tree.node(id)) {
+                let target = match existing.filter(|&existing| is_dir(self.merged.tree.node(existing))) {
+                    Some(existing) => existing,
+                    None => {
+                        let kind = NodeKind::Directory(BTreeMap::new());
+                        let new = self.merged.tree.add(Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind });
+                        self.children(lower).insert(name, new);
+                        new
+                    }
+                };
+                let from = self.layer.tree.node_mut(id);
+                let (stat, xattrs) = (from.stat.clone(), std::mem::take(&mut from.xattrs));
+                let node = self.merged.tree.node_mut(target);
+                (node.stat, node.xattrs) = (stat, visible(xattrs));
+                self.lay(id, target, false);
+            } else {
+                let new = self.carry(id);
+                self.children(lower).insert(name, new);
+            }
+        }
+    }
+
+    /// Returns the merged tree's node for a file of the layer.
+    fn carry(&mut self, id: NodeId) -> NodeId {
+        if let Some(&new) = self.moved.get(&id) {
+            return new;
+        }
+        let from = self.layer.tree.node_mut(id);
+        let xattrs = visible(std::mem::take(&mut from.xattrs));
+        let mut kind = std::mem::replace(&mut from.kind, NodeKind::Fifo);
+        if let NodeKind::Regular { chunks, .. } = &mut kind {
+            let blob = u16::try_from(self.index).unwrap_or(u16::MAX);
+            for chunk in chunks {
+                *chunk = ChunkRef { blob, ..*chunk };
+            }
+        }
+        let new = self.merged.tree.add(Node { stat: from.stat.clone(), xattrs, kind });
+        if let Some(&body) = self.layer.bodies.get(&id) {
+            self.merged.bodies.insert(new, (self.index, body));
+        }
+        self.moved.insert(id, new);
+        new
+    }
+
+    fn children(&mut self, dir: NodeId) -> &mut BTreeMap<OsString, NodeId> {
+        match &mut self.merged.tree.node_mut(dir).kind {
+            NodeKind::Directory(children) => children,
+            _ => unreachable!("only directories are laid upon"),
+        }
+    }
+}
+
+/// Returns the name that an entry hides, if hiding is what it is for: an empty name if it only marks its directory.
+fn hidden<'n>(name: &'n OsStr, node: &Node) -> Option<&'n OsStr> {
+    match node.kind {
+        NodeKind::Directory(_) => None,
+        // What overlayfs itself takes for a whiteout cannot be a device in an image.
+        NodeKind::CharDevice(0) => Some(name),
+        _ if name.as_bytes() == OPAQUE => Some(OsStr::new("")),
+        _ => name.as_bytes().strip_prefix(WHITEOUT).map(OsStr::from_bytes),
+    }
+}
+
+/// Takes away what an overlay mount does not show.
+fn visible(mut xattrs: BTreeMap<OsString, Vec<u8>>) -> BTreeMap<OsString, Vec<u8>> {
+    xattrs.retain(|name, _| !name.as_bytes().starts_with(b"trusted.overlay."));
+    xattrs
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,339 @@
+//! File bodies to a blob: cut, name, compress, append.
+//!
+//! The thread that reads the tar cuts bodies into chunks and hands each to a [`Pool`] that all layers share. A
+//! worker names the chunk (its digest) and compresses it. The reading thread takes the results back in the order in
+//! which it handed them out and appends them to the blob, so the blob does not depend on which worker was quick, is written
+//! forwards only, and no lock is held anywhere while bytes are worked on.
+//!
+//! A chunk whose digest the blob already holds is not stored again. Workers know what was handed out before them
+//! ([`Seen`]) and skip compressing such a chunk; the reading thread has the last word.
+//!
+//! Memory: the reading thread waits for the oldest result once [`Packer`] has `depth` chunks under way, so a layer
+//! holds at most `depth` chunks, plain and compressed.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nydus_rafs::{Algorithm, Chunk, ChunkIndex, Codec, Compressor, Digest, codec};
+
+use crate::layer::BodyId;
+
+/// Chunks smaller than this are worked on at once: handing them over would cost as much.
+const INLINE: usize = 2048;
+
+/// The most chunks of one blob: the index has 24 bits.
+const MAX_CHUNKS: usize = 0xff_ffff;
+
+/// Chunks begin at multiples of this in the plain address space.
+const ALIGNMENT: u64 = 4096;
+
+/// Why a blob cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// Its bytes could not be written.
+    #[error("could not write the blob at byte {at}")]
+    Write {
+        /// Position in the blob.
+        at: u64,
+        /// What failed.
+        #[source]
+        source: io::Error,
+    },
+    /// It has too many chunks.
+    #[error("a blob holds at most 16,777,215 chunks; a larger --chunk-size makes fewer")]
+    TooManyChunks,
+    /// The pool is gone.
+    #[error("the worker threads have stopped")]
+    Stopped,
+}
+
+/// How chunks are named and compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recipe {
+    /// The compressor.
+    pub compressor: Compressor,
+    /// The digest.
+    pub algorithm: Algorithm,
+    /// The size of all chunks of a file but the last: a power of two from 4 KiB to 16 MiB.
+    pub chunk_size: u32,
+}
+
+/// A chunk that was worked on.
+struct Done {
+    digest: Digest,
+    plain_len: usize,
+    stored: Stored,
+}
+
+enum Stored {
+    /// As compressed, or as it is where compression does not make it smaller.
+    Bytes(Codec, Vec<u8>),
+    /// An earlier chunk of the blob has the same bytes.
+    Earlier,
+}
+
+struct Job {
+    number: usize,
+    recipe: Recipe,
+    plain: Vec<u8>,
+    seen: Arc<Seen>,
+    reply: SyncSender<Done>,
+}
+
+/// The digests of chunks handed out, each with the lowest number that has it.
+#[derive(Debug, Default)]
+struct Seen(Mutex<HashMap<Digest, usize>>);
+
+impl Seen {
+    /// Notes a digest; tells whether a chunk with a lower number has it.
+    fn is_earlier(&self, digest: Digest, number: usize) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = seen.entry(digest).or_insert(number);
+        if *first < number {
+            return true;
+        }
+        *first = number;
+        false
+    }
+}
+
+fn work(job: Job) {
+    let done = process(job.recipe, job.number, job.plain, &job.seen);
+    // A packer that failed does not wait for its chunks.
+    drop(job.reply.send(done));
+}
+
+fn process(recipe: Recipe, number: usize, plain: Vec<u8>, seen: &Seen) -> Done {
+    let digest = recipe.algorithm.digest(&plain);
+    let plain_len = plain.len();
+    let stored = if seen.is_earlier(digest, number) {
+        Stored::Earlier
+    } else {
+        match codec::encode(recipe.compressor, &plain) {
+            (codec, Cow::Owned(compressed)) => Stored::Bytes(codec, compressed),
+            (codec, Cow::Borrowed(_)) => Stored::Bytes(codec, plain),
+        }
+    };
+    Done { digest, plain_len, stored }
+}
+
+/// Threads that name and compress chunks, for all layers of all images.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: Option<SyncSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// Starts as many threads as there are processors to use.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses a thread.
+    pub fn start(threads: usize) -> io::Result<Self> {
+        let (jobs, queue) = sync_channel::<Job>(threads);
+        let queue = Arc::new(Mutex::new(queue));
+        let spawn = |number| {
+            let queue = Arc::clone(&queue);
+            std::thread::Builder::new().name(format!("pack-{number}")).spawn(move || {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    match next {
+                        Ok(job) => work(job),
+                        Err(_) => return,
+                    }
+                }
+            })
+        };
+        let threads = (0..threads).map(spawn).collect::<io::Result<_>>()?;
+        Ok(Self { jobs: Some(jobs), threads })
+    }
+
+    /// Starts as many threads as there are processors to use.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses a thread.
+    pub fn for_this_machine() -> io::Result<Self> {
+        Self::start(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Returns how many threads there are.
+    pub fn threads(&self) -> usize {
+        self.threads.len()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+/// A file body, packed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Body {
+    /// Its chunks, in the order of the file.
+    pub chunks: Vec<ChunkIndex>,
+    /// The digests of the pieces of the file, taken from the bytes of the layer, folded into one by [`fold`].
+    pub digest: Option<Digest>,
+}
+
+/// Folds the digest of the next piece of a file into that of the pieces before it.
+pub fn fold(algorithm: Algorithm, before: Option<Digest>, piece: Digest) -> Digest {
+    match before {
+        None => piece,
+        Some(before) => algorithm.digest(&[before.0, piece.0].concat()),
+    }
+}
+
+/// The chunks of a blob, once all are written.
+#[derive(Debug)]
+pub struct Packed {
+    /// The chunks, in the order of their indices.
+    pub chunks: Vec<Chunk>,
+    /// The bodies, in the order in which they came.
+    pub bodies: Vec<Body>,
+    /// Bytes of chunk data as stored.
+    pub stored_size: u64,
+    /// Size of the plain address space.
+    pub plain_size: u64,
+    /// Chunks that were there already.
+    pub repeated: u64,
+}
+
+/// Packs the bodies of one layer into one blob.
+pub struct Packer<'p, W> {
+    pool: &'p Pool,
+    recipe: Recipe,
+    out: W,
+    seen: Arc<Seen>,
+    known: HashMap<Digest, ChunkIndex>,
+    under_way: VecDeque<(BodyId, Pending)>,
+    depth: usize,
+    handed_out: usize,
+    packed: Packed,
+}
+
+enum Pending {
+    Ready(Done),
+    Waiting(Receiver<Done>),
+}
+
+impl<W: std::fmt::Debug> std::fmt::Debug for Packer<'_, W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").field("recipe", &self.recipe).field("out", &self.out).finish_non_exhaustive()
+    }
+}
+
+impl<'p, W: Write> Packer<'p, W> {
+    /// Begins a blob that is written to `out`.
+    pub fn new(pool: &'p Pool, recipe: Recipe, out: W) -> Self {
+        Self {
+            pool,
+            recipe,
+            out,
+            seen: Arc::default(),
+            known: HashMap::new(),
+            under_way: VecDeque::new(),
+            depth: pool.threads() * 2 + 1,
+            handed_out: 0,
+            packed: Packed { chunks: Vec::new(), bodies: Vec::new(), stored_size: 0, plain_size: 0, repeated: 0 },
+        }
+    }
+
+    /// Begins the next body.
+    pub fn begin(&mut self) -> BodyId {
+        self.packed.bodies.push(Body::default());
+        BodyId(self.packed.bodies.len() - 1)
+    }
+
+    /// Appends a chunk to body `body`: exactly the recipe's chunk size, or less at the end of the body.
+    ///
+    /// # Errors
+    ///
+    /// If this or an earlier chunk cannot be compressed or written.
+    pub fn push(&mut self, body: BodyId, plain: Vec<u8>) -> Result<(), PackError> {
+        let number = self.handed_out;
+        self.handed_out += 1;
+        let pending = if plain.len() <= INLINE {
+            Pending::Ready(process(self.recipe, number, plain, &self.seen))
+        } else {
+            let (reply, result) = sync_channel(1);
+            let job = Job { number, recipe: self.recipe, plain, seen: Arc::clone(&self.seen), reply };
+            let jobs = self.pool.jobs.as_ref().ok_or(PackError::Stopped)?;
+            jobs.send(job).map_err(|_| PackError::Stopped)?;
+            Pending::Waiting(result)
+        };
+        self.under_way.push_back((body, pending));
+        while self.under_way.len() > self.depth || matches!(self.under_way.front(), Some((_, Pending::Ready(_)))) {
+            self.take_oldest()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is under way and returns the chunks and the writer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::push`].
+    pub fn finish(mut self) -> Result<(Packed, W), PackError> {
+        while !self.under_way.is_empty() {
+            self.take_oldest()?;
+        }
+        Ok((self.packed, self.out))
+    }
+
+    fn take_oldest(&mut self) -> Result<(), PackError> {
+        let Some((body, pending)) = self.under_way.pop_front() else { return Ok(()) };
+        let done = match pending {
+            Pending::Ready(done) => done,
+            Pending::Waiting(done) => done.recv().map_err(|_| PackError::Stopped)?,
+        };
+        let index = match self.known.get(&done.digest) {
+            Some(&index) => {
+                self.packed.repeated += 1;
+                index
+            }
+            None => self.append(&done)?,
+        };
+        let algorithm = self.recipe.algorithm;
+        let body = &mut self.packed.bodies[body.0];
+        body.chunks.push(index);
+        body.digest = Some(fold(algorithm, body.digest, done.digest));
+        Ok(())
+    }
+
+    fn append(&mut self, done: &Done) -> Result<ChunkIndex, PackError> {
+        let Stored::Bytes(codec, bytes) = &done.stored else {
+            unreachable!("a chunk is called a repetition only of one handed out, and so appended, before it")
+        };
+        if self.packed.chunks.len() >= MAX_CHUNKS {
+            return Err(PackError::TooManyChunks);
+        }
+        let index = ChunkIndex(u32::try_from(self.packed.chunks.len()).expect("at most 24 bits"));
+        let at = self.packed.stored_size;
+        self.out.write_all(bytes).map_err(|source| PackError::Write { at, source })?;
+        let plain = self.packed.plain_size;
+        self.packed.chunks.push(Chunk {
+            index,
+            plain: plain..plain + done.plain_len as u64,
+            stored: at..at + bytes.len() as u64,
+            codec: *codec,
+            encrypted: false,
+            algorithm: self.recipe.algorithm,
+            digest: Some(done.digest),
+        });
+        self.packed.stored_size += bytes.len() as u64;
+        self.packed.plain_size += (done.plain_len as u64).next_multiple_of(ALIGNMENT);
+        self.known.insert(done.digest, index);
+        Ok(index)
+    }
+}
