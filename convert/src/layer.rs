@@ -20,9 +20,6 @@ use crate::tar::{Entry, EntryKind, TarError};
 
 pub mod stream;
 
-/// The extended attribute that marks an implied directory in the bootstrap of a single layer.
-pub(crate) const IMPLIED_XATTR: &str = "trusted.nydus.implied";
-
 /// How strict the rules are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rules {
@@ -153,6 +150,7 @@ impl LayerBuilder {
                 let xattrs = self.xattrs(&entry)?;
                 let root = self.layer.tree.node_mut(Tree::ROOT);
                 root.stat = stat;
+                root.implied = false;
                 root.xattrs.extend(xattrs);
             }
             return Ok(());
@@ -179,6 +177,7 @@ impl LayerBuilder {
                 *implied = Implied::Xattrs;
             }
             let node = self.layer.tree.node_mut(id);
+            node.implied = false;
             node.stat = stat;
             node.xattrs.extend(xattrs);
             return Ok(());
@@ -211,7 +210,7 @@ impl LayerBuilder {
                 return Ok(());
             }
         };
-        let id = self.layer.tree.add(Node { stat, xattrs, kind });
+        let id = self.layer.tree.add(Node { stat, xattrs, kind, implied: false });
         if let Some(body) = body {
             self.layer.bodies.insert(id, body);
         }
@@ -259,7 +258,7 @@ impl LayerBuilder {
         }
         let stat = self.stat(entry);
         let kind = NodeKind::Regular { size: 0, chunks: Vec::new() };
-        let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind });
+        let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind, implied: false });
         self.children_mut(dir).insert(base, id);
         Ok(())
     }
@@ -296,7 +295,7 @@ impl LayerBuilder {
                 None => {
                     let stat = Stat { permissions: 0o755, ..Stat::default() };
                     let kind = NodeKind::Directory(BTreeMap::new());
-                    let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind });
+                    let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind, implied: true });
                     self.layer.implied.insert(id, Implied::All);
                     self.children_mut(dir).insert(part, id);
                     id

@@ -130,7 +130,7 @@ impl Laying<'_> {
                     Some(existing) => existing,
                     None => {
                         let kind = NodeKind::Directory(BTreeMap::new());
-                        let new = self.merged.tree.add(Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind });
+                        let new = self.merged.tree.add(Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind, implied: false });
                         self.children(lower).insert(name, new);
                         new
                     }
@@ -161,7 +161,7 @@ impl Laying<'_> {
                 *chunk = ChunkRef { blob, ..*chunk };
             }
         }
-        let new = self.merged.tree.add(Node { stat: from.stat.clone(), xattrs, kind });
+        let new = self.merged.tree.add(Node { stat: from.stat.clone(), xattrs, kind, implied: false });
         if let Some(&body) = self.layer.bodies.get(&id) {
             self.merged.bodies.insert(new, (self.index, body));
         }

@@ -18,34 +18,26 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use nydus_rafs::{Algorithm, Chunk, ChunkIndex, Codec, Compressor, Digest, codec};
+use nydus_rafs::blob::write::{BlobWriter, Form, StoredChunk};
+use nydus_rafs::{Algorithm, ChunkIndex, Codec, Compressor, Digest, codec};
 
 use crate::layer::BodyId;
 
 /// Chunks smaller than this are worked on at once: handing them over would cost as much.
 const INLINE: usize = 2048;
 
-/// The most chunks of one blob: the index has 24 bits.
-const MAX_CHUNKS: usize = 0xff_ffff;
-
-/// Chunks begin at multiples of this in the plain address space.
-const ALIGNMENT: u64 = 4096;
-
 /// Why a blob cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// Its bytes could not be written.
-    #[error("could not write the blob at byte {at}")]
+    #[error("could not write chunk {chunk} of the blob")]
     Write {
-        /// Position in the blob.
-        at: u64,
+        /// Number of the chunk.
+        chunk: usize,
         /// What failed.
         #[source]
         source: io::Error,
     },
-    /// It has too many chunks.
-    #[error("a blob holds at most 16,777,215 chunks; a larger --chunk-size makes fewer")]
-    TooManyChunks,
     /// The pool is gone.
     #[error("the worker threads have stopped")]
     Stopped,
@@ -65,6 +57,7 @@ pub struct Recipe {
 /// A chunk that was worked on.
 struct Done {
     digest: Digest,
+    crc32: u32,
     plain_len: usize,
     stored: Stored,
 }
@@ -109,6 +102,7 @@ fn work(job: Job) {
 
 fn process(recipe: Recipe, number: usize, plain: Vec<u8>, seen: &Seen) -> Done {
     let digest = recipe.algorithm.digest(&plain);
+    let crc32 = crc32c::crc32c(&plain);
     let plain_len = plain.len();
     let stored = if seen.is_earlier(digest, number) {
         Stored::Earlier
@@ -118,7 +112,7 @@ fn process(recipe: Recipe, number: usize, plain: Vec<u8>, seen: &Seen) -> Done {
             (codec, Cow::Borrowed(_)) => Stored::Bytes(codec, plain),
         }
     };
-    Done { digest, plain_len, stored }
+    Done { digest, crc32, plain_len, stored }
 }
 
 /// Threads that name and compress chunks, for all layers of all images.
@@ -194,32 +188,17 @@ pub fn fold(algorithm: Algorithm, before: Option<Digest>, piece: Digest) -> Dige
     }
 }
 
-/// The chunks of a blob, once all are written.
-#[derive(Debug)]
-pub struct Packed {
-    /// The chunks, in the order of their indices.
-    pub chunks: Vec<Chunk>,
-    /// The bodies, in the order in which they came.
-    pub bodies: Vec<Body>,
-    /// Bytes of chunk data as stored.
-    pub stored_size: u64,
-    /// Size of the plain address space.
-    pub plain_size: u64,
-    /// Chunks that were there already.
-    pub repeated: u64,
-}
-
 /// Packs the bodies of one layer into one blob.
 pub struct Packer<'p, W> {
     pool: &'p Pool,
     recipe: Recipe,
-    out: W,
+    blob: BlobWriter<W>,
     seen: Arc<Seen>,
     known: HashMap<Digest, ChunkIndex>,
     under_way: VecDeque<(BodyId, Pending)>,
     depth: usize,
     handed_out: usize,
-    packed: Packed,
+    bodies: Vec<Body>,
 }
 
 enum Pending {
@@ -229,30 +208,30 @@ enum Pending {
 
 impl<W: std::fmt::Debug> std::fmt::Debug for Packer<'_, W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Packer").field("recipe", &self.recipe).field("out", &self.out).finish_non_exhaustive()
+        f.debug_struct("Packer").field("recipe", &self.recipe).field("blob", &self.blob).finish_non_exhaustive()
     }
 }
 
 impl<'p, W: Write> Packer<'p, W> {
-    /// Begins a blob that is written to `out`.
-    pub fn new(pool: &'p Pool, recipe: Recipe, out: W) -> Self {
+    /// Begins a blob of this form that is written to `out`.
+    pub fn new(pool: &'p Pool, recipe: Recipe, form: Form, out: W) -> Self {
         Self {
             pool,
             recipe,
-            out,
+            blob: BlobWriter::new(out, form, recipe.compressor, recipe.algorithm),
             seen: Arc::default(),
             known: HashMap::new(),
             under_way: VecDeque::new(),
-            depth: pool.threads() * 2 + 1,
+            depth: pool.threads() + 2,
             handed_out: 0,
-            packed: Packed { chunks: Vec::new(), bodies: Vec::new(), stored_size: 0, plain_size: 0, repeated: 0 },
+            bodies: Vec::new(),
         }
     }
 
     /// Begins the next body.
     pub fn begin(&mut self) -> BodyId {
-        self.packed.bodies.push(Body::default());
-        BodyId(self.packed.bodies.len() - 1)
+        self.bodies.push(Body::default());
+        BodyId(self.bodies.len() - 1)
     }
 
     /// Appends a chunk to body `body`: exactly the recipe's chunk size, or less at the end of the body.
@@ -279,16 +258,16 @@ impl<'p, W: Write> Packer<'p, W> {
         Ok(())
     }
 
-    /// Writes what is under way and returns the chunks and the writer.
+    /// Writes what is under way and returns the bodies, in the order in which they came, and the blob.
     ///
     /// # Errors
     ///
     /// As [`Self::push`].
-    pub fn finish(mut self) -> Result<(Packed, W), PackError> {
+    pub fn finish(mut self) -> Result<(Vec<Body>, BlobWriter<W>), PackError> {
         while !self.under_way.is_empty() {
             self.take_oldest()?;
         }
-        Ok((self.packed, self.out))
+        Ok((self.bodies, self.blob))
     }
 
     fn take_oldest(&mut self) -> Result<(), PackError> {
@@ -298,14 +277,11 @@ impl<'p, W: Write> Packer<'p, W> {
             Pending::Waiting(done) => done.recv().map_err(|_| PackError::Stopped)?,
         };
         let index = match self.known.get(&done.digest) {
-            Some(&index) => {
-                self.packed.repeated += 1;
-                index
-            }
+            Some(&index) => index,
             None => self.append(&done)?,
         };
         let algorithm = self.recipe.algorithm;
-        let body = &mut self.packed.bodies[body.0];
+        let body = &mut self.bodies[body.0];
         body.chunks.push(index);
         body.digest = Some(fold(algorithm, body.digest, done.digest));
         Ok(())
@@ -315,24 +291,15 @@ impl<'p, W: Write> Packer<'p, W> {
         let Stored::Bytes(codec, bytes) = &done.stored else {
             unreachable!("a chunk is called a repetition only of one handed out, and so appended, before it")
         };
-        if self.packed.chunks.len() >= MAX_CHUNKS {
-            return Err(PackError::TooManyChunks);
-        }
-        let index = ChunkIndex(u32::try_from(self.packed.chunks.len()).expect("at most 24 bits"));
-        let at = self.packed.stored_size;
-        self.out.write_all(bytes).map_err(|source| PackError::Write { at, source })?;
-        let plain = self.packed.plain_size;
-        self.packed.chunks.push(Chunk {
-            index,
-            plain: plain..plain + done.plain_len as u64,
-            stored: at..at + bytes.len() as u64,
+        let chunk = StoredChunk {
+            digest: done.digest,
+            crc32: Some(done.crc32),
+            plain_len: u32::try_from(done.plain_len).expect("at most 16 MiB"),
             codec: *codec,
-            encrypted: false,
-            algorithm: self.recipe.algorithm,
-            digest: Some(done.digest),
-        });
-        self.packed.stored_size += bytes.len() as u64;
-        self.packed.plain_size += (done.plain_len as u64).next_multiple_of(ALIGNMENT);
+            bytes,
+        };
+        let number = self.blob.chunks().len();
+        let index = self.blob.append(chunk).map_err(|source| PackError::Write { chunk: number, source })?;
         self.known.insert(done.digest, index);
         Ok(index)
     }

@@ -148,7 +148,7 @@ mod tests {
         let mut tree = Tree::new(Stat::default());
         for (name, target) in [("abs", "/etc"), ("up", "../../x"), ("loop", "loop"), ("twice", "abs/sub")] {
             let kind = NodeKind::Symlink(target.into());
-            let id = tree.add(Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind });
+            let id = tree.add(Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind, implied: false });
             let NodeKind::Directory(children) = &mut tree.node_mut(Tree::ROOT).kind else { unreachable!() };
             children.insert(name.into(), id);
         }

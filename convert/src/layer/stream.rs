@@ -2,11 +2,13 @@
 
 use std::io::{self, BufRead, Read, Write};
 
-use nydus_rafs::{NodeKind, tree::ChunkRef};
+use nydus_rafs::NodeKind;
+use nydus_rafs::blob::write::BlobWriter;
+use nydus_rafs::tree::ChunkRef;
 use sha2::{Digest as _, Sha256};
 
 use super::{Layer, LayerBuilder, LayerError, Rules};
-use crate::pack::{Body, PackError, Packed, Packer};
+use crate::pack::{Body, PackError, Packer};
 use crate::tar::{Archive, TarError};
 
 /// Why a layer cannot be made into a blob.
@@ -26,7 +28,7 @@ impl From<TarError> for StreamError {
     }
 }
 
-/// Reads the tar `input` to its very end, packs the bodies of its files, and returns the tree and what was packed.
+/// Reads the tar `input` to its very end, packs the bodies of its files, and returns the tree, the bodies and the blob.
 ///
 /// The tree's files refer to blob 0.
 ///
@@ -38,7 +40,7 @@ pub fn pack_tar<R: Read, W: Write>(
     rules: Rules,
     chunk_size: u32,
     mut packer: Packer<'_, W>,
-) -> Result<(Layer, Packed, W), StreamError> {
+) -> Result<(Layer, Vec<Body>, BlobWriter<W>), StreamError> {
     let mut archive = Archive::new(input);
     let mut builder = LayerBuilder::new(rules);
     while let Some(entry) = archive.next_entry()? {
@@ -63,10 +65,10 @@ pub fn pack_tar<R: Read, W: Write>(
         }
     }
     archive.drain()?;
-    let (packed, out) = packer.finish()?;
+    let (bodies, blob) = packer.finish()?;
     let mut layer = builder.finish();
-    attach(&mut layer, &packed.bodies);
-    Ok((layer, packed, out))
+    attach(&mut layer, &bodies);
+    Ok((layer, bodies, blob))
 }
 
 /// Gives the regular files of a layer their chunks.

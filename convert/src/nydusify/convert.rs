@@ -1,0 +1,466 @@
+//! `nydusify convert`: an image of a registry to a RAFS image in a registry.
+//!
+//! All layers of a platform are fetched, converted and pushed at the same time, as many as memory allows. Once their
+//! trees are known, [`crate::overlay`] makes one of them, which becomes the bootstrap layer. Then everything that was pushed
+//! is read back and compared with the source ([`crate::verify`]), and only then the manifest gets its name. Until that
+//! moment nobody who asks for the target sees anything of this.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use nydus_backend::registry::{BlobRequest, Client, Reference};
+use nydus_rafs::{BlobInfo, Bootstrap, Chunk, Digest, codec};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::bundle::{self, Member};
+pub use super::fetch::Wanted;
+use super::fetch::{self, Found, persist};
+use super::layer::{self, Made, Pieces, Workshop};
+use super::progress::Progress;
+use super::push::Destination;
+use crate::bootstrap::{self, Blob};
+use crate::layer::Rules;
+use crate::oci::{Descriptor, Index, Manifest, Platform, names};
+use crate::overlay;
+use crate::pack::{Pool, Recipe};
+use crate::verify::{self, Contents};
+
+/// Memory that chunks under way may take, in bytes; trees and the program itself come on top.
+const CHUNK_MEMORY: u64 = 96 << 20;
+
+/// The most layers worked on at once: more would only make each wait longer.
+const MAX_LAYERS: u64 = 4;
+
+/// The largest bootstrap that is read back.
+const MAX_BOOTSTRAP: u64 = 2 << 30;
+
+/// What to convert, and how.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The source image.
+    pub source: Reference,
+    /// Speaks to the source's registry.
+    pub source_client: Client,
+    /// The target image; a tag.
+    pub target: Reference,
+    /// Speaks to the target's registry.
+    pub target_client: Client,
+    /// Which platforms of an index.
+    pub wanted: Wanted,
+    /// How chunks are made.
+    pub recipe: Recipe,
+    /// Where spool files go; must exist.
+    pub work_dir: PathBuf,
+    /// Whether docker media types become OCI ones.
+    pub oci: bool,
+    /// Paths that a node shall fetch first; none by default.
+    pub prefetch: Vec<PathBuf>,
+    /// Whether the pushed image is read back and compared.
+    pub verify: bool,
+}
+
+/// What a conversion cost.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Metrics {
+    /// Bytes of the source's layers, as stored.
+    pub source_image_size: u64,
+    /// Bytes of the target's layers, as stored.
+    pub target_image_size: u64,
+    /// Nanoseconds until the source's manifests were read; layers are read while they are converted.
+    pub source_pull_elapsed: u64,
+    /// Nanoseconds from then until all layers were converted and their blobs pushed.
+    pub conversion_elapsed: u64,
+    /// Nanoseconds for everything that was pushed after that.
+    pub target_push_elapsed: u64,
+    /// Nanoseconds of the comparison with the source; 0 without one.
+    pub verify_elapsed: u64,
+}
+
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Converts an image; returns the digest of what the target's tag names.
+///
+/// # Errors
+///
+/// If the source is not a readable image, if anything cannot be pushed, or if what was pushed is not the source.
+pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metrics) -> anyhow::Result<String> {
+    let begun = Instant::now();
+    let repository = request.source.repository();
+    let tag = match (request.target.tag(), request.target.digest()) {
+        (_, Some(_)) => bail!("the target {} names a digest; name a tag", request.target),
+        (tag, None) => tag.unwrap_or("latest").to_owned(),
+    };
+    let (found, index) =
+        fetch::manifests(&request.source_client, repository, request.source.target(), &request.wanted)
+            .await
+            .with_context(|| format!("reading {}", request.source))?;
+    metrics.source_pull_elapsed = nanos(begun);
+    let pool = Pool::for_this_machine().context("starting worker threads")?;
+    let workshop = Workshop { pool: Arc::new(pool), recipe: request.recipe, work_dir: Arc::from(request.work_dir.as_path()) };
+    let same_host = request.source_client.host() == request.target_client.host();
+    let sibling = (same_host && repository != request.target.repository()).then(|| repository.to_owned());
+    let destination = Destination {
+        client: request.target_client.clone(),
+        repository: request.target.repository().to_owned(),
+        sibling,
+    };
+    let mut manifests = Vec::new();
+    for found in found {
+        let platform = found.descriptor.platform.as_ref().map_or_else(String::new, Platform::to_string);
+        let image = Image { request, workshop: &workshop, destination: &destination, progress };
+        let made = image.convert(found, metrics).await;
+        manifests.push(made.with_context(|| if platform.is_empty() { "converting".to_owned() } else { format!("converting {platform}") })?);
+    }
+    let pushing = Instant::now();
+    let (media_type, bytes) = match (<[_; 1]>::try_from(manifests), index) {
+        (Ok([one]), _) => (one.descriptor.media_type, one.bytes),
+        (Err(several), index) => {
+            for one in &several {
+                put(&destination, &one.descriptor.digest, &one.descriptor.media_type, &one.bytes).await?;
+            }
+            join(several, index, request.oci)?
+        }
+    };
+    put(&destination, &tag, &media_type, &bytes).await?;
+    metrics.target_push_elapsed += nanos(pushing);
+    Ok(format!("sha256:{}", hex::encode(Sha256::digest(&bytes))))
+}
+
+async fn put(destination: &Destination, target: &str, media_type: &str, bytes: &Bytes) -> anyhow::Result<()> {
+    let Destination { client, repository, .. } = destination;
+    persist("pushing the manifest", async || client.put_manifest(repository, target, media_type, bytes.clone()).await)
+        .await
+        .map(drop)
+}
+
+/// Makes the index of several converted manifests.
+fn join(several: Vec<Converted>, index: Option<Index>, oci: bool) -> anyhow::Result<(String, Bytes)> {
+    let docker = index.as_ref().is_some_and(|index| index.media_type == names::DOCKER_INDEX);
+    let media_type = if docker && !oci { names::DOCKER_INDEX } else { names::OCI_INDEX };
+    let index = Index {
+        schema_version: 2,
+        media_type: media_type.to_owned(),
+        manifests: several.into_iter().map(|one| one.descriptor).collect(),
+        annotations: index.map(|index| index.annotations).unwrap_or_default(),
+    };
+    Ok((media_type.to_owned(), serde_json::to_vec(&index).context("writing the index")?.into()))
+}
+
+/// A manifest of the target, not pushed yet.
+struct Converted {
+    descriptor: Descriptor,
+    bytes: Bytes,
+}
+
+/// The conversion of one platform.
+struct Image<'r> {
+    request: &'r Request,
+    workshop: &'r Workshop,
+    destination: &'r Destination,
+    progress: &'r Progress,
+}
+
+/// A blob of the image, whichever layers have it.
+struct ImageBlob {
+    info: BlobInfo,
+    chunks: Vec<Chunk>,
+    file: Arc<File>,
+}
+
+impl Image<'_> {
+    async fn convert(&self, source: Found, metrics: &mut Metrics) -> anyhow::Result<Converted> {
+        let Found { descriptor, manifest } = source;
+        if manifest.layers.iter().any(Descriptor::is_nydus) {
+            bail!("{} is a nydus image already; use `nydusify copy`, or convert the image that it was made from", self.request.source);
+        }
+        if manifest.layers.is_empty() {
+            bail!("the image has no layers");
+        }
+        let begun = Instant::now();
+        let client = &self.request.source_client;
+        let repository = self.request.source.repository();
+        let mut config = fetch::config(client, repository, &manifest.config).await?;
+        let diff_ids = diff_ids(&config, manifest.layers.len())?;
+        metrics.source_pull_elapsed += nanos(begun);
+        let begun = Instant::now();
+        metrics.source_image_size += manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+        let made = self.layers(&manifest.layers, &diff_ids).await?;
+        metrics.conversion_elapsed += nanos(begun);
+
+        let begun = Instant::now();
+        let blob_descriptors: Vec<Descriptor> = made.iter().map(blob_descriptor).collect();
+        let diff_ids: Vec<String> = made.iter().map(|made| format!("sha256:{}", made.digest)).collect();
+        let merge = tokio::task::spawn_blocking({
+            let recipe = self.workshop.recipe;
+            let prefetch = self.request.prefetch.clone();
+            move || merge(made, recipe, &prefetch)
+        });
+        let merged = merge.await.context("merging the layers stopped")??;
+        let bundle = merged.bundle;
+        let bundle_digest = format!("sha256:{}", bundle.digest);
+        let bundle_size = bundle.bytes.len() as u64;
+        self.destination.push_bytes(&bundle_digest, bundle.bytes.into()).await?;
+
+        let docker = !self.request.oci && manifest.media_type == names::DOCKER_MANIFEST;
+        extend_config(&mut config, diff_ids, format!("sha256:{}", bundle.diff_id))?;
+        let config = Bytes::from(serde_json::to_vec(&config).context("writing the image's configuration")?);
+        let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(&config)));
+        self.destination.push_bytes(&config_digest, config.clone()).await?;
+        let mut layers = blob_descriptors;
+        let mut bootstrap = plain_descriptor(
+            if docker { names::DOCKER_LAYER_GZIP } else { names::OCI_LAYER_GZIP },
+            &bundle_digest,
+            bundle_size,
+        );
+        bootstrap.annotations.insert(names::ANNOTATION_BOOTSTRAP.into(), "true".into());
+        bootstrap.annotations.insert(names::ANNOTATION_FS_VERSION.into(), "6".into());
+        layers.push(bootstrap.clone());
+        metrics.target_image_size += layers.iter().map(|layer| layer.size).sum::<u64>();
+        metrics.target_push_elapsed += nanos(begun);
+
+        if self.request.verify {
+            let begun = Instant::now();
+            let entries = self.verify(&bootstrap, merged.expected).await.context("the pushed image is not the source image; nothing was tagged")?;
+            metrics.verify_elapsed += nanos(begun);
+            tracing::info!(entries, seconds = begun.elapsed().as_secs_f32(), "read the pushed image back: it equals the source");
+        } else {
+            tracing::warn!("the pushed image was not compared with the source, because --no-verify was given");
+        }
+
+        let media_type = if docker { names::DOCKER_MANIFEST } else { names::OCI_MANIFEST };
+        let config_type = if docker { names::DOCKER_CONFIG } else { names::OCI_CONFIG };
+        let mut annotations = manifest.annotations;
+        annotations.insert(names::ANNOTATION_SOURCE_DIGEST.into(), descriptor.digest.clone());
+        annotations.insert(names::ANNOTATION_SOURCE_REFERENCE.into(), self.request.source.to_string());
+        annotations.insert(names::ANNOTATION_FS_VERSION.into(), "6".into());
+        annotations.insert(names::ANNOTATION_BUILDER.into(), format!("v{}", env!("CARGO_PKG_VERSION")));
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: media_type.to_owned(),
+            config: plain_descriptor(config_type, &config_digest, config.len() as u64),
+            layers,
+            subject: None,
+            annotations,
+        };
+        let bytes = Bytes::from(serde_json::to_vec(&manifest).context("writing the manifest")?);
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
+        let mut out = plain_descriptor(media_type, &digest, bytes.len() as u64);
+        out.platform = descriptor.platform;
+        Ok(Converted { descriptor: out, bytes })
+    }
+
+    /// Fetches, converts and pushes all layers, several at once.
+    async fn layers(&self, layers: &[Descriptor], diff_ids: &[String]) -> anyhow::Result<Vec<Made>> {
+        let chunk = u64::from(self.workshop.recipe.chunk_size);
+        // Each chunk under way is held plain and, once compressed, stored.
+        let per_layer = 2 * chunk * (self.workshop.pool.threads() as u64 + 2);
+        let at_once = (CHUNK_MEMORY / per_layer).clamp(1, MAX_LAYERS);
+        let turn = Semaphore::new(usize::try_from(at_once).expect("a small number"));
+        let work = layers.iter().zip(diff_ids).enumerate().map(|(number, (layer, diff_id))| {
+            let turn = &turn;
+            async move {
+                let name = short(&layer.digest);
+                let _turn = turn.acquire().await.context("stopped")?;
+                let bar = self.progress.layer(name, layer.size);
+                bar.say("converting");
+                let rules = if number == 0 { Rules::Lowest } else { Rules::Upper };
+                let repository = self.request.source.repository();
+                let client = &self.request.source_client;
+                let made = layer::make(self.workshop, client, repository, layer, diff_id, rules, bar.clone()).await?;
+                bar.say("pushing");
+                let digest = format!("sha256:{}", made.digest);
+                let sent = self.destination.push(&digest, made.size, &made.file).await?;
+                bar.end(if sent { "pushed" } else { "was there" });
+                anyhow::Ok(made)
+            }
+        });
+        let named = work.zip(layers).map(|(work, layer)| async {
+            work.await.with_context(|| format!("layer {}", layer.digest))
+        });
+        futures::future::try_join_all(named).await
+    }
+
+    /// Reads everything back from the target's registry and compares it with the source.
+    async fn verify(&self, bootstrap: &Descriptor, expected: Expected) -> anyhow::Result<u64> {
+        let Destination { client, repository, .. } = self.destination;
+        let gzip = fetch::blob(client, repository, bootstrap, bootstrap.size).await?;
+        let image = tokio::task::spawn_blocking(move || {
+            let bytes = bundle::bootstrap(&gzip, MAX_BOOTSTRAP)?;
+            anyhow::Ok(Bootstrap::open(bytes)?)
+        });
+        let image = Arc::new(image.await.context("reading the bootstrap stopped")??);
+        let turn = Semaphore::new(self.workshop.pool.threads());
+        let checks = (0..image.blobs().len()).map(|blob| {
+            let (image, turn) = (Arc::clone(&image), &turn);
+            async move {
+                let _turn = turn.acquire().await.context("stopped")?;
+                let digest = format!("sha256:{}", image.blobs()[blob].id);
+                self.check_blob(image, blob, &digest).await
+            }
+        });
+        let sound = futures::future::try_join_all(checks).await?;
+        let algorithm = self.workshop.recipe.algorithm;
+        let compare = tokio::task::spawn_blocking(move || {
+            verify::compare(&image, &sound, &expected.tree, &expected.contents, algorithm)
+        });
+        Ok(compare.await.context("the comparison stopped")??)
+    }
+
+    async fn check_blob(&self, image: Arc<Bootstrap<Vec<u8>>>, blob: usize, digest: &str) -> anyhow::Result<verify::Sound> {
+        let Destination { client, repository, .. } = self.destination;
+        let mut attempt = 0;
+        loop {
+            let (sender, receiver) = mpsc::channel(16);
+            let image = Arc::clone(&image);
+            let checking = tokio::task::spawn_blocking(move || {
+                verify::check_blob(&image, blob, Pieces { receiver, piece: Bytes::new() })
+            });
+            let sending = async {
+                let mut stream = client.blob(repository, digest, &BlobRequest::default()).await?;
+                while let Some(piece) = stream.next().await? {
+                    // The checker stops after the last chunk.
+                    if sender.send(Ok(piece)).await.is_err() {
+                        break;
+                    }
+                }
+                Ok::<_, nydus_backend::registry::RegistryError>(())
+            };
+            let sent = sending.await;
+            drop(sender);
+            let checked = checking.await.context("the check stopped")?;
+            match sent {
+                Ok(()) => return checked.map_err(Into::into),
+                Err(error) => {
+                    attempt += 1;
+                    if attempt >= layer::TRIES || !error.is_transient() {
+                        return Err(error).with_context(|| format!("reading blob {digest} back"));
+                    }
+                    tokio::time::sleep(layer::pause(attempt, error.retry_after())).await;
+                }
+            }
+        }
+    }
+}
+
+/// What the source holds, to compare with.
+struct Expected {
+    tree: nydus_rafs::Tree,
+    contents: Contents,
+}
+
+struct Merge {
+    bundle: bundle::Bundle,
+    expected: Expected,
+}
+
+/// Lays the layers on one another and writes the bootstrap layer.
+fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Result<Merge> {
+    let mut layers = Vec::new();
+    let mut bodies = Vec::new();
+    let mut blobs: Vec<Option<ImageBlob>> = Vec::new();
+    let mut by_digest: HashMap<Digest, u16> = HashMap::new();
+    // Which blob a layer's chunks are in: two layers may have made the same one.
+    let mut blob_of = Vec::new();
+    for (index, Made { layer, bodies: layer_bodies, info, chunks, file, digest, size }) in made.into_iter().enumerate() {
+        layers.push(layer);
+        bodies.push(layer_bodies);
+        let index = u16::try_from(index).context("an image has at most 65,535 layers")?;
+        blob_of.push(*by_digest.entry(digest).or_insert(index));
+        let info = info.map(|info| bootstrap::named(info, digest.into(), size));
+        blobs.push(info.map(|info| ImageBlob { info, chunks, file }));
+    }
+    let mut merged = overlay::merge(layers);
+    let order = bootstrap::use_blobs_in_order(&mut merged.tree, &blob_of);
+    let mut used = Vec::new();
+    for index in order {
+        used.push(blobs[usize::from(index)].take().context("a file refers to a layer without data")?);
+    }
+    let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
+    let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch)?;
+    let mut members = vec![Member { name: "image/image.boot".into(), bytes: boot }];
+    for blob in &used {
+        let bytes = cached_table(blob).context("reading a chunk table back")?;
+        members.push(Member { name: format!("image/{}.blob.meta", blob.info.id), bytes });
+    }
+    let bundle = bundle::pack(&members).context("packing the bootstrap layer")?;
+    let contents = merged
+        .bodies
+        .iter()
+        .filter_map(|(&node, &(layer, body))| bodies[layer][body.0].digest.map(|digest| (node, digest)))
+        .collect();
+    Ok(Merge { bundle, expected: Expected { tree: merged.tree, contents } })
+}
+
+/// Returns a blob's chunk table in the form of nydusd's cache: plain, padded to 4,096, and its header.
+fn cached_table(blob: &ImageBlob) -> anyhow::Result<Vec<u8>> {
+    let table = blob.info.table.as_ref().context("a blob without a chunk table")?;
+    let len = usize::try_from(table.stored.end - table.stored.start)?;
+    let mut stored = vec![0; len + 4096];
+    blob.file.read_exact_at(&mut stored, table.stored.start)?;
+    let plain_size = usize::try_from(table.plain_size)?;
+    let mut bytes = codec::decode(table.codec(), &stored[..len], plain_size)?;
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    bytes.extend_from_slice(&stored[len..]);
+    Ok(bytes)
+}
+
+fn plain_descriptor(media_type: &str, digest: &str, size: u64) -> Descriptor {
+    Descriptor {
+        media_type: media_type.to_owned(),
+        digest: digest.to_owned(),
+        size,
+        urls: Vec::new(),
+        annotations: Default::default(),
+        platform: None,
+        artifact_type: None,
+    }
+}
+
+fn blob_descriptor(made: &Made) -> Descriptor {
+    let mut descriptor = plain_descriptor(names::NYDUS_BLOB, &format!("sha256:{}", made.digest), made.size);
+    descriptor.annotations.insert(names::ANNOTATION_BLOB.into(), "true".into());
+    descriptor
+}
+
+/// Returns the digests of the uncompressed layers, which must be as many as the layers.
+fn diff_ids(config: &serde_json::Value, layers: usize) -> anyhow::Result<Vec<String>> {
+    let listed = config.pointer("/rootfs/diff_ids").and_then(serde_json::Value::as_array);
+    let listed = listed.context("the image's configuration has no list rootfs.diff_ids")?;
+    let ids: Option<Vec<String>> = listed.iter().map(|id| id.as_str().map(str::to_owned)).collect();
+    let ids = ids.context("rootfs.diff_ids of the image's configuration holds something other than text")?;
+    if ids.len() != layers {
+        bail!("the manifest has {layers} layers and rootfs.diff_ids of the image's configuration has {}: one of the two is damaged", ids.len());
+    }
+    Ok(ids)
+}
+
+fn extend_config(config: &mut serde_json::Value, mut diff_ids: Vec<String>, bootstrap: String) -> anyhow::Result<()> {
+    diff_ids.push(bootstrap);
+    let object = config.as_object_mut().context("the image's configuration is not an object")?;
+    let entry = serde_json::json!({ "created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer" });
+    match object.entry("history").or_insert_with(|| serde_json::json!([])) {
+        serde_json::Value::Array(history) => history.push(entry),
+        other => *other = serde_json::json!([entry]),
+    }
+    if let Some(rootfs) = object.get_mut("rootfs").and_then(serde_json::Value::as_object_mut) {
+        rootfs.insert("diff_ids".into(), diff_ids.into());
+    }
+    Ok(())
+}
+
+fn short(digest: &str) -> &str {
+    let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
+    hex.get(..12).unwrap_or(hex)
+}

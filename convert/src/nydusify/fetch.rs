@@ -1,0 +1,158 @@
+//! Documents of the source image, each checked against the digest that named it.
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use nydus_backend::registry::{BlobRequest, Client, RegistryError};
+use sha2::{Digest as _, Sha256};
+
+use super::layer::{TRIES, pause};
+use crate::oci::{Descriptor, Index, Manifest, Platform, names};
+
+/// The largest image configuration that is read. Some carry long histories; none that we know of 1 MiB.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Runs `ask` again while it fails in a way that may pass.
+pub(super) async fn persist<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, RegistryError>) -> anyhow::Result<T> {
+    let mut attempt = 0;
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => {
+                attempt += 1;
+                if attempt >= TRIES || !error.is_transient() {
+                    return Err(error).with_context(|| what.to_owned());
+                }
+                tracing::warn!(%error, attempt, "{what} failed, trying again");
+                tokio::time::sleep(pause(attempt, error.retry_after())).await;
+            }
+        }
+    }
+}
+
+/// A manifest of the source with the descriptor that names it.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) descriptor: Descriptor,
+    pub(super) manifest: Manifest,
+}
+
+/// Reads the manifests of an image: one, or those of an index that `wanted` accepts.
+pub(super) async fn manifests(
+    client: &Client,
+    repository: &str,
+    target: &str,
+    wanted: &Wanted,
+) -> anyhow::Result<(Vec<Found>, Option<Index>)> {
+    let document = persist("reading the source's manifest", async || client.manifest(repository, target).await).await?;
+    if !document.is_index() {
+        let descriptor = Descriptor {
+            media_type: document.media_type.clone(),
+            digest: document.digest.clone(),
+            size: document.bytes.len() as u64,
+            urls: Vec::new(),
+            annotations: Default::default(),
+            platform: None,
+            artifact_type: None,
+        };
+        let manifest = parse(&document.media_type, &document.bytes)?;
+        return Ok((vec![Found { descriptor, manifest }], None));
+    }
+    let index: Index = serde_json::from_slice(&document.bytes).context("the source's index cannot be understood")?;
+    let chosen = wanted.choose(&index)?;
+    let mut found = Vec::new();
+    for descriptor in chosen {
+        let digest = descriptor.digest.as_str();
+        let document = persist("reading a manifest of the index", async || client.manifest(repository, digest).await).await?;
+        if document.is_index() {
+            bail!("{digest} is an index inside an index, which cannot be converted; name it by digest as the source");
+        }
+        let manifest = parse(&document.media_type, &document.bytes)?;
+        found.push(Found { descriptor, manifest });
+    }
+    Ok((found, Some(index)))
+}
+
+fn parse(media_type: &str, bytes: &[u8]) -> anyhow::Result<Manifest> {
+    if media_type.contains("manifest.v1+") && media_type.contains("docker") {
+        bail!("the source is a docker schema 1 image, which cannot be converted; pull and push it with a current docker first");
+    }
+    let mut manifest: Manifest = serde_json::from_slice(bytes).context("the source's manifest cannot be understood")?;
+    if manifest.media_type.is_empty() {
+        manifest.media_type = media_type.to_owned();
+    }
+    Ok(manifest)
+}
+
+/// Which platforms of an index are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Every one.
+    All,
+    /// These.
+    Platforms(Vec<Platform>),
+}
+
+impl Wanted {
+    fn choose(&self, index: &Index) -> anyhow::Result<Vec<Descriptor>> {
+        let images = || {
+            index.manifests.iter().filter(|entry| {
+                let attestation = entry.annotations.contains_key("vnd.docker.reference.type")
+                    || entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
+                let nydus = entry.artifact_type.as_deref() == Some("application/vnd.nydus.image.manifest.v1+json")
+                    || entry.platform.as_ref().is_some_and(|platform| {
+                        platform.os_features.iter().any(|feature| feature == "nydus.remoteimage.v1")
+                    });
+                !attestation && !nydus && entry.platform.is_some()
+            })
+        };
+        let offered = || {
+            let all: Vec<_> = images().filter_map(|entry| entry.platform.as_ref()).map(Platform::to_string).collect();
+            if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+        };
+        match self {
+            Self::All => {
+                let all: Vec<_> = images().cloned().collect();
+                if all.is_empty() {
+                    bail!("the source's index lists no image");
+                }
+                Ok(all)
+            }
+            Self::Platforms(platforms) => {
+                let mut chosen: Vec<Descriptor> = Vec::new();
+                for platform in platforms {
+                    let accepts = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|offered| platform.accepts(offered));
+                    let Some(entry) = images().find(accepts) else {
+                        bail!("the source has no image for {platform}; it has {}", offered());
+                    };
+                    if !chosen.contains(entry) {
+                        chosen.push(entry.clone());
+                    }
+                }
+                Ok(chosen)
+            }
+        }
+    }
+}
+
+/// Reads an image's configuration.
+pub(super) async fn config(client: &Client, repository: &str, descriptor: &Descriptor) -> anyhow::Result<serde_json::Value> {
+    if descriptor.media_type != names::OCI_CONFIG && descriptor.media_type != names::DOCKER_CONFIG {
+        bail!("the source is not a container image: its configuration has the type {}", descriptor.media_type);
+    }
+    let bytes = blob(client, repository, descriptor, MAX_CONFIG).await.context("reading the image's configuration")?;
+    serde_json::from_slice(&bytes).context("the image's configuration cannot be understood")
+}
+
+/// Reads a blob into memory and checks its digest.
+pub(super) async fn blob(client: &Client, repository: &str, descriptor: &Descriptor, limit: u64) -> anyhow::Result<Bytes> {
+    let digest = descriptor.digest.as_str();
+    let bytes = persist("reading a blob", async || {
+        client.blob(repository, digest, &BlobRequest::default()).await?.read(limit).await
+    })
+    .await?;
+    let found = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
+    if found != digest {
+        bail!("blob {digest} of {repository} has the digest {found}: the registry's copy is damaged");
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,181 @@
+//! One layer of the source to one blob of the target, in one streaming pass.
+//!
+//! registry -> digest -> gunzip -> digest -> tar -> chunks -> blob file. The blob is spooled to a file in the work
+//! directory, because its name is its digest and because a push that breaks off must be able to start again
+//! without the source. The file has no name, so nothing is left behind whatever happens.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Seek as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::{Buf as _, Bytes};
+use nydus_backend::registry::{BlobRequest, Client};
+use nydus_rafs::blob::write::Form;
+use nydus_rafs::{BlobInfo, Chunk, Digest};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::progress::LayerBar;
+use crate::bootstrap::{self, Blob};
+use crate::layer::stream::{self, Hashing, Packing};
+use crate::layer::{Layer, Rules};
+use crate::oci::Descriptor;
+use crate::pack::{Body, Packer, Pool, Recipe};
+
+/// How often a broken transfer is begun again.
+pub(super) const TRIES: u32 = 5;
+
+/// Pieces of a download that may wait to be worked on; each is what one read of the connection gave.
+const QUEUE: usize = 16;
+
+/// Returns how long to wait before try number `attempt` (from 1), unless the other side said.
+pub(super) fn pause(attempt: u32, asked: Option<Duration>) -> Duration {
+    asked.unwrap_or(Duration::from_millis(200 << attempt.min(5))).min(Duration::from_secs(60))
+}
+
+/// A converted layer.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) layer: Layer,
+    pub(super) bodies: Vec<Body>,
+    /// What a bootstrap says of the blob; `None` if the layer has no data.
+    pub(super) info: Option<BlobInfo>,
+    pub(super) chunks: Vec<Chunk>,
+    /// The blob.
+    pub(super) file: Arc<File>,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+}
+
+/// What all layers of a run share.
+#[derive(Debug, Clone)]
+pub(super) struct Workshop {
+    pub(super) pool: Arc<Pool>,
+    pub(super) recipe: Recipe,
+    pub(super) work_dir: Arc<Path>,
+}
+
+/// Fetches and converts one layer.
+pub(super) async fn make(
+    workshop: &Workshop,
+    client: &Client,
+    repository: &str,
+    source: &Descriptor,
+    diff_id: &str,
+    rules: Rules,
+    bar: LayerBar,
+) -> anyhow::Result<Made> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let fetching = tokio::spawn(fetch(client.clone(), repository.to_owned(), source.clone(), sender, bar.clone()));
+    let workshop = workshop.clone();
+    let input = Pieces { receiver, piece: Bytes::new() };
+    let making = tokio::task::spawn_blocking(move || convert(&workshop, input, rules));
+    let (fetched, made) = tokio::join!(fetching, making);
+    // A layer that is not what its digest says explains whatever else went wrong.
+    fetched.context("the download stopped")??;
+    let (made, plain) = made.context("the conversion stopped")??;
+    let plain = format!("sha256:{plain}");
+    if plain != diff_id {
+        bail!("uncompressed it has the digest {plain}, and the image's configuration says {diff_id}: one of the two is damaged, push the source image again");
+    }
+    bar.done();
+    Ok(made)
+}
+
+/// Downloads a blob piece by piece and checks its digest and size; goes on where a broken transfer stopped.
+async fn fetch(
+    client: Client,
+    repository: String,
+    source: Descriptor,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    bar: LayerBar,
+) -> anyhow::Result<()> {
+    let mut hash = Sha256::new();
+    let mut at = 0;
+    let mut attempt = 0;
+    let mut wanted = true;
+    'again: while at < source.size {
+        let request = if at == 0 { BlobRequest::default() } else { BlobRequest::range(at..source.size) };
+        let failure = match client.blob(&repository, &source.digest, &request).await {
+            Ok(mut stream) => loop {
+                match stream.next().await {
+                    Ok(Some(piece)) => {
+                        attempt = 0;
+                        at += piece.len() as u64;
+                        if at > source.size {
+                            bail!("the registry sends more than the {} bytes that the manifest tells of", source.size);
+                        }
+                        hash.update(&piece);
+                        bar.add(piece.len() as u64);
+                        // A decoder that has seen enough hangs up; the digest still wants the rest.
+                        wanted = wanted && sender.send(Ok(piece)).await.is_ok();
+                    }
+                    Ok(None) if at < source.size => {
+                        bail!("the registry has {at} bytes and the manifest tells of {}", source.size);
+                    }
+                    Ok(None) => break 'again,
+                    Err(error) => break error,
+                }
+            },
+            Err(error) => error,
+        };
+        attempt += 1;
+        if attempt >= TRIES || !failure.is_transient() {
+            drop(sender.send(Err(io::Error::other("the download failed"))).await);
+            return Err(failure).context("the download failed");
+        }
+        tracing::warn!(digest = source.digest, at, error = %failure, "download broke off, going on");
+        tokio::time::sleep(pause(attempt, failure.retry_after())).await;
+    }
+    let found = format!("sha256:{}", hex::encode(hash.finalize()));
+    if found != source.digest {
+        bail!("its bytes have the digest {found}: the registry's copy is damaged, push the source image again");
+    }
+    Ok(())
+}
+
+fn convert(workshop: &Workshop, input: Pieces, rules: Rules) -> anyhow::Result<(Made, Digest)> {
+    let file = tempfile::tempfile_in(&workshop.work_dir)
+        .with_context(|| format!("making a file in the work directory {}", workshop.work_dir.display()))?;
+    let recipe = workshop.recipe;
+    let packer = Packer::new(&workshop.pool, recipe, Form::InlineToc, BufWriter::with_capacity(256 << 10, file));
+    let mut input = BufReader::with_capacity(256 << 10, input);
+    let packing = Packing::of(input.fill_buf().context("reading the layer")?);
+    let mut tar = Hashing::new(packing.open(input).context("opening the layer")?);
+    let (layer, bodies, blob) = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer)?;
+    let (_, plain) = tar.finish();
+    let sealed = blob.seal().context("writing the blob")?;
+    let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
+    let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
+    let boot = bootstrap::write(&layer.tree, &blobs, recipe, &[])?;
+    let finished = sealed.finish(&boot).context("writing the blob")?;
+    let mut file = finished.out.into_inner().map_err(io::IntoInnerError::into_error).context("writing the blob")?;
+    file.flush()?;
+    file.rewind()?;
+    let made = Made { layer, bodies, info, chunks, file: Arc::new(file), digest: finished.digest, size: finished.size };
+    Ok((made, plain))
+}
+
+/// The download, as the thread that converts reads it.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    pub(super) receiver: mpsc::Receiver<io::Result<Bytes>>,
+    pub(super) piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.piece = piece?,
+                None => return Ok(0),
+            }
+        }
+        let len = self.piece.len().min(into.len());
+        self.piece.copy_to_slice(&mut into[..len]);
+        Ok(len)
+    }
+}
