@@ -20,6 +20,9 @@ use crate::tar::{Entry, EntryKind, TarError};
 
 pub mod stream;
 
+/// Marks an implied directory in the bootstrap of a single layer, so that a later merge can tell.
+pub(crate) const IMPLIED_XATTR: &str = "trusted.nydus.implied";
+
 /// How strict the rules are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rules {
@@ -100,6 +103,24 @@ pub struct Layer {
     pub implied: BTreeMap<NodeId, Implied>,
     /// Regular files in the order in which their bodies came.
     pub bodies: HashMap<NodeId, BodyId>,
+}
+
+impl Layer {
+    /// Marks implied directories, for the layer's own bootstrap.
+    pub fn mark_implied(&mut self) {
+        for (&id, &how) in &self.implied {
+            if how == Implied::All {
+                self.tree.node_mut(id).xattrs.insert(IMPLIED_XATTR.into(), Vec::new());
+            }
+        }
+    }
+
+    /// Takes the marks away again.
+    pub fn unmark_implied(&mut self) {
+        for &id in self.implied.keys() {
+            self.tree.node_mut(id).xattrs.remove(OsStr::new(IMPLIED_XATTR));
+        }
+    }
 }
 
 /// The number of a file body in its layer, counted from 0 in the order of the tar.

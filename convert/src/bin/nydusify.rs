@@ -1,3 +1,392 @@
-//! `nydusify`.
+//! `nydusify`: makes RAFS images of container images in registries.
 
-fn main() {}
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use nydus_backend::http::{Proxy, Timeouts, Tls};
+use nydus_backend::registry::{Client, ClientOptions, Reference, Scheme};
+use nydus_backend::Credential;
+use nydus_convert::chunk_size::ChunkSize;
+use nydus_convert::nydusify::convert::{self, Metrics, Request, Wanted};
+use nydus_convert::nydusify::progress::Progress;
+use nydus_convert::oci::Platform;
+use nydus_convert::pack::Recipe;
+use nydus_convert::prefetch;
+use nydus_rafs::{Algorithm, Compressor};
+
+/// Makes RAFS images of container images in registries.
+#[derive(Debug, Parser)]
+#[command(name = "nydusify", version, propagate_version = true)]
+struct Cli {
+    /// Log more
+    #[arg(short = 'D', long, env = "DEBUG_LOG_LEVEL")]
+    debug: bool,
+    /// Log level: trace, debug, info, warn, error
+    #[arg(short = 'l', long, env = "LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// Log to the end of this file instead of standard error
+    #[arg(long, env = "LOG_FILE")]
+    log_file: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Convert an image of a registry to a RAFS image in a registry
+    Convert(Box<Convert>),
+    /// Check a RAFS image (not supported yet)
+    Check(Rest),
+    /// Mount a RAFS image (not supported yet)
+    #[command(alias = "view")]
+    Mount(Rest),
+    /// Copy an image between registries (not supported yet)
+    Copy(Rest),
+    /// Build a RAFS image from a directory (not supported yet)
+    #[command(alias = "pack")]
+    Build(Rest),
+    /// Optimize a RAFS image for a start-up (not supported yet)
+    Optimize(Rest),
+    /// Commit a container to an image (not supported yet)
+    Commit(Rest),
+    /// Make a chunk dictionary (not supported yet)
+    Chunkdict(Rest),
+}
+
+/// Flags of commands that do not exist yet.
+#[derive(Debug, Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Compression {
+    None,
+    Lz4Block,
+    Zstd,
+}
+
+#[derive(Debug, Args)]
+struct Convert {
+    /// Source image
+    #[arg(long, env = "SOURCE")]
+    source: String,
+    /// Target image
+    #[arg(long, env = "TARGET", conflicts_with = "target_suffix", required_unless_present_any = ["target_suffix", "target_archive"])]
+    target: Option<String>,
+    /// Name the target like the source, with this added to the tag
+    #[arg(long, env = "TARGET_SUFFIX")]
+    target_suffix: Option<String>,
+    /// Do not check the certificate of the source's registry; plain HTTP is tried as well
+    #[arg(long, env = "SOURCE_INSECURE")]
+    source_insecure: bool,
+    /// Do not check the certificate of the target's registry; plain HTTP is tried as well
+    #[arg(long, env = "TARGET_INSECURE")]
+    target_insecure: bool,
+    /// Speak plain HTTP to both registries
+    #[arg(long, env = "PLAIN_HTTP")]
+    plain_http: bool,
+    /// Convert these platforms of an index, for example linux/amd64,linux/arm64 [default: this machine's]
+    #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
+    platform: Vec<Platform>,
+    /// Convert all platforms of an index
+    #[arg(long)]
+    all_platforms: bool,
+    /// Directory for temporary files; made and removed again if it does not exist
+    #[arg(long, env = "WORK_DIR", default_value = "./tmp")]
+    work_dir: PathBuf,
+    /// RAFS version
+    #[arg(long, env = "FS_VERSION", default_value = "6", value_parser = ["5", "6"])]
+    fs_version: String,
+    /// How chunks are compressed
+    #[arg(long, env = "COMPRESSOR", default_value = "zstd")]
+    compressor: Compression,
+    /// Size of chunks, a power of two from 0x1000 to 0x1000000
+    #[arg(long, env = "FS_CHUNK_SIZE", alias = "chunk-size", default_value = "0x100000")]
+    fs_chunk_size: ChunkSize,
+    /// Prefetch this directory when the image is mounted
+    #[arg(long, env = "PREFETCH_DIR", conflicts_with = "prefetch_patterns")]
+    prefetch_dir: Option<PathBuf>,
+    /// Read paths to prefetch from standard input, one a line [default: prefetch nothing]
+    #[arg(long, env = "PREFETCH_PATTERNS")]
+    prefetch_patterns: bool,
+    /// Convert docker media types to OCI ones
+    #[arg(long, env = "OCI")]
+    oci: bool,
+    /// Keep docker media types; the default
+    #[arg(long, env = "DOCKER_V2_FORMAT", hide = true)]
+    docker_v2_format: bool,
+    /// Write what the conversion cost to this file, as JSON
+    #[arg(long, env = "OUTPUT_JSON")]
+    output_json: Option<PathBuf>,
+    /// Do not read the pushed image back to compare it with the source
+    #[arg(long, env = "NO_VERIFY")]
+    no_verify: bool,
+    /// Accepted for scripts; images are built by this program itself
+    #[arg(long, env = "NYDUS_IMAGE", default_value = "nydus-image", hide = true)]
+    nydus_image: PathBuf,
+    /// Accepted for scripts; transfers are tried five times
+    #[arg(long, env = "PUSH_RETRY_COUNT", hide = true)]
+    push_retry_count: Option<u32>,
+    /// Accepted for scripts; transfers are tried five times
+    #[arg(long, env = "PUSH_RETRY_DELAY", hide = true)]
+    push_retry_delay: Option<String>,
+    /// Only for RAFS version 5; version 6 is always aligned
+    #[arg(long, env = "FS_ALIGN_CHUNK", alias = "backend-aligned-chunk", hide = true)]
+    fs_align_chunk: bool,
+    #[command(flatten)]
+    later: Later,
+}
+
+/// What the replaced program can do and this one cannot yet: taken, and refused by name.
+#[derive(Debug, Args)]
+struct Later {
+    #[arg(long, env = "SOURCE_ARCHIVE", hide = true)]
+    source_archive: Option<PathBuf>,
+    #[arg(long, env = "TARGET_ARCHIVE", hide = true)]
+    target_archive: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    source_backend_type: Option<String>,
+    #[arg(long, hide = true)]
+    source_backend_config: Option<String>,
+    #[arg(long, env = "BACKEND_TYPE", hide = true)]
+    backend_type: Option<String>,
+    #[arg(long, env = "BACKEND_CONFIG", hide = true)]
+    backend_config: Option<String>,
+    #[arg(long, env = "BACKEND_CONFIG_FILE", hide = true)]
+    backend_config_file: Option<PathBuf>,
+    #[arg(long, env = "BACKEND_FORCE_PUSH", hide = true)]
+    backend_force_push: bool,
+    #[arg(long, env = "BUILD_CACHE", hide = true)]
+    build_cache: Option<String>,
+    #[arg(long, env = "BUILD_CACHE_TAG", hide = true)]
+    build_cache_tag: Option<String>,
+    #[arg(long, env = "BUILD_CACHE_VERSION", default_value = "v1", hide = true)]
+    build_cache_version: String,
+    #[arg(long, env = "BUILD_CACHE_INSECURE", hide = true)]
+    build_cache_insecure: bool,
+    #[arg(long, env = "BUILD_CACHE_MAX_RECORDS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=200), hide = true)]
+    build_cache_max_records: u32,
+    #[arg(long, env = "CHUNK_DICT", hide = true)]
+    chunk_dict: Option<String>,
+    #[arg(long, env = "CHUNK_DICT_INSECURE", hide = true)]
+    chunk_dict_insecure: bool,
+    #[arg(long, env = "MERGE_PLATFORM", alias = "multi-platform", hide = true)]
+    merge_platform: bool,
+    #[arg(long, env = "OCI_REF", hide = true)]
+    oci_ref: bool,
+    #[arg(long, env = "WITH_REFERRER", hide = true)]
+    with_referrer: bool,
+    #[arg(long, env = "REVERSE", hide = true)]
+    reverse: bool,
+    #[arg(long, env = "BATCH_SIZE", default_value = "0", hide = true, action = ArgAction::Set)]
+    batch_size: String,
+}
+
+impl Later {
+    /// Returns the first flag that asks for what cannot be done yet.
+    fn first(&self) -> Option<&'static str> {
+        let asked = [
+            ("--source-archive", self.source_archive.is_some()),
+            ("--target-archive", self.target_archive.is_some()),
+            ("--source-backend-type", self.source_backend_type.is_some()),
+            ("--source-backend-config", self.source_backend_config.is_some()),
+            ("--backend-type", self.backend_type.is_some()),
+            ("--backend-config", self.backend_config.is_some()),
+            ("--backend-config-file", self.backend_config_file.is_some()),
+            ("--backend-force-push", self.backend_force_push),
+            ("--build-cache", self.build_cache.is_some()),
+            ("--build-cache-tag", self.build_cache_tag.is_some()),
+            ("--chunk-dict", self.chunk_dict.is_some()),
+            ("--merge-platform", self.merge_platform),
+            ("--oci-ref", self.oci_ref),
+            ("--with-referrer", self.with_referrer),
+            ("--reverse", self.reverse),
+            ("--batch-size", !matches!(self.batch_size.as_str(), "0" | "0x0")),
+        ];
+        asked.into_iter().find_map(|(flag, asked)| asked.then_some(flag))
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // The replaced program knows two exit codes.
+            let failed = error.use_stderr();
+            drop(error.print());
+            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let progress = Progress::on_stderr();
+    match run(cli, &progress) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, progress: &Progress) -> anyhow::Result<()> {
+    log_to(&cli, progress)?;
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    match cli.command {
+        Command::Convert(flags) => runtime.block_on(convert(&flags, progress)),
+        Command::Check(_) => not_yet("check"),
+        Command::Mount(_) => not_yet("mount"),
+        Command::Copy(_) => not_yet("copy"),
+        Command::Build(_) => not_yet("build"),
+        Command::Optimize(_) => not_yet("optimize"),
+        Command::Commit(_) => not_yet("commit"),
+        Command::Chunkdict(_) => not_yet("chunkdict"),
+    }
+}
+
+fn not_yet(command: &str) -> anyhow::Result<()> {
+    bail!("`nydusify {command}` is not supported yet; use the original program for it")
+}
+
+fn log_to(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
+    let level = if cli.debug { "debug" } else { cli.log_level.as_str() };
+    let known = ["trace", "debug", "info", "warn", "error"].contains(&level);
+    let filter = tracing_subscriber::EnvFilter::new(if known { level } else { "info" });
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    match &cli.log_file {
+        Some(path) => {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            let file = file.with_context(|| format!("opening the log file {}", path.display()))?;
+            builder.with_ansi(false).with_writer(std::sync::Mutex::new(file)).init();
+        }
+        None => {
+            let writer = progress.log_writer();
+            builder.with_ansi(io::stderr().is_terminal()).with_writer(move || writer.clone()).init();
+        }
+    }
+    if !known {
+        tracing::warn!(level, "unknown log level, using info");
+    }
+    Ok(())
+}
+
+async fn convert(flags: &Convert, progress: &Progress) -> anyhow::Result<()> {
+    if let Some(flag) = flags.later.first() {
+        bail!("{flag} is not supported yet; leave it out, or use the original nydusify for this image");
+    }
+    if flags.fs_version == "5" {
+        bail!("--fs-version 5 is not supported yet; leave it out to make a version 6 image");
+    }
+    let source: Reference = flags.source.parse().context("--source")?;
+    let target = target(flags, &source)?;
+    let prefetch = match (&flags.prefetch_dir, flags.prefetch_patterns) {
+        (Some(dir), _) => prefetch::directory(dir).context("--prefetch-dir")?,
+        (None, true) => prefetch::read(io::stdin().lock()).context("reading prefetch patterns from standard input")?,
+        (None, false) => Vec::new(),
+    };
+    let work_dir = WorkDir::make(&flags.work_dir)?;
+    let request = Request {
+        source_client: client(&source, flags.source_insecure, flags.plain_http).await?,
+        target_client: client(&target, flags.target_insecure, flags.plain_http).await?,
+        source,
+        target,
+        wanted: match (flags.all_platforms, flags.platform.is_empty()) {
+            (true, _) => Wanted::All,
+            (false, true) => Wanted::Platforms(vec![Platform::host()]),
+            (false, false) => Wanted::Platforms(flags.platform.clone()),
+        },
+        recipe: Recipe {
+            compressor: match flags.compressor {
+                Compression::None => Compressor::None,
+                Compression::Lz4Block => Compressor::Lz4Block,
+                Compression::Zstd => Compressor::Zstd,
+            },
+            algorithm: Algorithm::Blake3,
+            chunk_size: flags.fs_chunk_size.bytes(),
+        },
+        work_dir: work_dir.path.clone(),
+        oci: flags.oci && !flags.docker_v2_format,
+        prefetch,
+        verify: !flags.no_verify,
+    };
+    let mut metrics = Metrics::default();
+    let outcome = convert::convert(&request, progress, &mut metrics).await;
+    if let Some(path) = &flags.output_json {
+        let json = match &outcome {
+            Ok(_) => serde_json::to_vec(&metrics).context("writing the costs")?,
+            Err(_) => b"null".to_vec(),
+        };
+        std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let digest = outcome.with_context(|| format!("converting {} to {}", request.source, request.target))?;
+    tracing::info!(
+        target_image = %request.target,
+        digest,
+        source_mb = metrics.source_image_size / 1_000_000,
+        target_mb = metrics.target_image_size / 1_000_000,
+        verify_s = Duration::from_nanos(metrics.verify_elapsed).as_secs_f32(),
+        "converted"
+    );
+    Ok(())
+}
+
+fn target(flags: &Convert, source: &Reference) -> anyhow::Result<Reference> {
+    match (&flags.target, &flags.target_suffix) {
+        (Some(target), _) => target.parse().context("--target"),
+        (None, Some(suffix)) => {
+            if source.digest().is_some() {
+                bail!("--target-suffix is added to a tag, and {source} names a digest; use --target");
+            }
+            let tag = source.tag().unwrap_or("latest");
+            let name = format!("{}/{}:{tag}{suffix}", source.registry(), source.repository());
+            name.parse().context("--target-suffix")
+        }
+        (None, None) => bail!("--target or --target-suffix is needed"),
+    }
+}
+
+async fn client(image: &Reference, insecure: bool, plain_http: bool) -> anyhow::Result<Client> {
+    let registry = image.registry().to_owned();
+    // Credential helpers are programs that may take their time.
+    let credential = tokio::task::spawn_blocking(move || Credential::from_docker_config(&registry));
+    let credential = credential.await.context("reading the docker configuration stopped")??;
+    let options = ClientOptions {
+        scheme: if plain_http { Scheme::Http } else { Scheme::Auto },
+        tls: Tls { skip_verify: insecure, ..Tls::default() },
+        timeouts: Timeouts { stall: Duration::from_secs(60), ..Timeouts::REGISTRY },
+        proxy: Proxy::Environment,
+        credential,
+        ..ClientOptions::default()
+    };
+    Client::for_reference(image, options).with_context(|| format!("preparing to speak to {}", image.registry()))
+}
+
+/// The work directory; removed at the end if it was not there before.
+struct WorkDir {
+    path: PathBuf,
+    made: bool,
+}
+
+impl WorkDir {
+    fn make(path: &std::path::Path) -> anyhow::Result<Self> {
+        let made = !path.exists();
+        std::fs::create_dir_all(path).with_context(|| format!("making the work directory {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), made })
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        if self.made
+            && let Err(error) = std::fs::remove_dir(&self.path)
+        {
+            tracing::warn!(dir = %self.path.display(), %error, "the work directory was left behind");
+        }
+    }
+}

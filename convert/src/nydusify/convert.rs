@@ -27,7 +27,7 @@ use super::fetch::{self, Found, persist};
 use super::layer::{self, Made, Pieces, Workshop};
 use super::progress::Progress;
 use super::push::Destination;
-use crate::bootstrap::{self, Blob};
+use crate::bootstrap::{self, Blob, Style};
 use crate::layer::Rules;
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 use crate::overlay;
@@ -373,22 +373,22 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
     let mut by_digest: HashMap<Digest, u16> = HashMap::new();
     // Which blob a layer's chunks are in: two layers may have made the same one.
     let mut blob_of = Vec::new();
-    for (index, Made { layer, bodies: layer_bodies, info, chunks, file, digest, size }) in made.into_iter().enumerate() {
+    for (index, Made { layer, bodies: layer_bodies, info, chunks, file, digest, .. }) in made.into_iter().enumerate() {
         layers.push(layer);
         bodies.push(layer_bodies);
         let index = u16::try_from(index).context("an image has at most 65,535 layers")?;
         blob_of.push(*by_digest.entry(digest).or_insert(index));
-        let info = info.map(|info| bootstrap::named(info, digest.into(), size));
+        let info = info.map(|info| bootstrap::named(info, digest.into()));
         blobs.push(info.map(|info| ImageBlob { info, chunks, file }));
     }
     let mut merged = overlay::merge(layers);
-    let order = bootstrap::use_blobs_in_order(&mut merged.tree, &blob_of);
+    let order = bootstrap::number_blobs(&mut merged.tree, &blob_of);
     let mut used = Vec::new();
     for index in order {
         used.push(blobs[usize::from(index)].take().context("a file refers to a layer without data")?);
     }
     let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
-    let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch)?;
+    let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch, Style { merged: true, ..Style::default() })?;
     let mut members = vec![Member { name: "image/image.boot".into(), bytes: boot }];
     for blob in &used {
         let bytes = cached_table(blob).context("reading a chunk table back")?;

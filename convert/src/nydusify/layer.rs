@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::progress::LayerBar;
-use crate::bootstrap::{self, Blob};
+use crate::bootstrap::{self, Blob, Style};
 use crate::layer::stream::{self, Hashing, Packing};
 use crate::layer::{Layer, Rules};
 use crate::oci::Descriptor;
@@ -145,12 +145,14 @@ fn convert(workshop: &Workshop, input: Pieces, rules: Rules) -> anyhow::Result<(
     let mut input = BufReader::with_capacity(256 << 10, input);
     let packing = Packing::of(input.fill_buf().context("reading the layer")?);
     let mut tar = Hashing::new(packing.open(input).context("opening the layer")?);
-    let (layer, bodies, blob) = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer)?;
+    let (mut layer, bodies, blob) = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer)?;
     let (_, plain) = tar.finish();
     let sealed = blob.seal().context("writing the blob")?;
     let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
     let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
-    let boot = bootstrap::write(&layer.tree, &blobs, recipe, &[])?;
+    layer.mark_implied();
+    let boot = bootstrap::write(&layer.tree, &blobs, recipe, &[], Style::default())?;
+    layer.unmark_implied();
     let finished = sealed.finish(&boot).context("writing the blob")?;
     let mut file = finished.out.into_inner().map_err(io::IntoInnerError::into_error).context("writing the blob")?;
     file.flush()?;

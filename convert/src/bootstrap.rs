@@ -1,0 +1,112 @@
+//! From a tree and the blobs that hold its files to a bootstrap.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use nydus_rafs::blob::format::features;
+use nydus_rafs::v6::{self, WriteError};
+use nydus_rafs::{BlobId, BlobInfo, Chunk, ChunkTable, NodeId, NodeKind, Tree};
+
+use crate::pack::Recipe;
+
+/// A blob that a tree refers to.
+#[derive(Debug, Clone)]
+pub struct Blob<'c> {
+    /// What the bootstrap says of it.
+    pub info: BlobInfo,
+    /// Its chunks.
+    pub chunks: &'c [Chunk],
+}
+
+/// Which of the optional things a bootstrap says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Style {
+    /// Owners are left out, so that readers report their own.
+    pub repeatable: bool,
+    /// Extended attributes are announced whether there are any or not, as established tools do when they merge.
+    pub merged: bool,
+}
+
+/// Writes the bootstrap of a tree; `prefetch` lists the paths that a node shall fetch first.
+///
+/// # Errors
+///
+/// If the format cannot hold the tree.
+pub fn write(
+    tree: &Tree,
+    blobs: &[Blob<'_>],
+    recipe: Recipe,
+    prefetch: &[PathBuf],
+    style: Style,
+) -> Result<Vec<u8>, WriteError> {
+    let infos: Vec<BlobInfo> = blobs.iter().map(|blob| blob.info.clone()).collect();
+    let tables: Vec<ChunkTable> = blobs.iter().map(|blob| ChunkTable::new(blob.chunks.to_vec())).collect();
+    let options = v6::Options {
+        chunk_size: recipe.chunk_size,
+        compressor: recipe.compressor,
+        algorithm: recipe.algorithm,
+        explicit_ids: !style.repeatable,
+        claim_xattrs: style.merged,
+        prefetch: tree.prefetch(prefetch.iter().map(PathBuf::as_path)),
+        ..v6::Options::default()
+    };
+    v6::write(tree, &infos, &tables, &options)
+}
+
+/// Gives a blob that was made with its bootstrap inside the name that it has now.
+pub fn named(info: BlobInfo, id: BlobId) -> BlobInfo {
+    BlobInfo { id, features: info.features & !features::INLINED_FS_META, ..info }
+}
+
+/// Numbers the blobs of a tree by their first use and returns the old numbers in the new order.
+///
+/// `same` maps old numbers to the one that stands for them, for layers that made the same blob. Blobs that
+/// no file uses are not in the result. Files are met as the format visits them: those of a directory, then its directories.
+pub fn number_blobs(tree: &mut Tree, same: &[u16]) -> Vec<u16> {
+    let mut order = Vec::new();
+    let mut new = HashMap::new();
+    let mut todo = vec![Tree::ROOT];
+    while let Some(dir) = todo.pop() {
+        let NodeKind::Directory(children) = &tree.node(dir).kind else { continue };
+        let children: Vec<NodeId> = children.values().copied().collect();
+        let mut directories = Vec::new();
+        for id in children {
+            match &tree.node(id).kind {
+                NodeKind::Directory(_) => directories.push(id),
+                NodeKind::Regular { chunks, .. } => {
+                    for chunk in chunks {
+                        let old = same[usize::from(chunk.blob)];
+                        new.entry(old).or_insert_with(|| {
+                            order.push(old);
+                            u16::try_from(order.len() - 1).expect("no more than there are old ones")
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        todo.extend(directories.into_iter().rev());
+    }
+    for id in nodes(tree) {
+        if let NodeKind::Regular { chunks, .. } = &mut tree.node_mut(id).kind {
+            for chunk in chunks {
+                chunk.blob = new[&same[usize::from(chunk.blob)]];
+            }
+        }
+    }
+    order
+}
+
+/// Returns every node that has a name, once.
+pub(crate) fn nodes(tree: &Tree) -> Vec<NodeId> {
+    let mut found = vec![Tree::ROOT];
+    let mut seen = std::collections::HashSet::from([Tree::ROOT]);
+    let mut next = 0;
+    while let Some(&id) = found.get(next) {
+        next += 1;
+        if let NodeKind::Directory(children) = &tree.node(id).kind {
+            found.extend(children.values().copied().filter(|child| seen.insert(*child)));
+        }
+    }
+    found
+}

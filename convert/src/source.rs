@@ -1,0 +1,3 @@
+//! Where `nydus-image create` takes its files from.
+
+pub mod directory;

@@ -1,0 +1,231 @@
+//! A directory of this machine as a tree, and its files as bodies.
+//!
+//! The order in which bodies are packed is part of the result: first what prefetch patterns name, then directory by
+//! directory, the files of each before the directories below it. Files of several names are read once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use nydus_rafs::blob::write::BlobWriter;
+use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
+
+use crate::layer::stream::attach;
+use crate::layer::{BodyId, Layer};
+use crate::pack::{Body, PackError, Packer};
+use crate::path::{OPAQUE, WHITEOUT};
+
+/// Which entries of a directory are whiteouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// Names that begin with `.wh.`; left out, for there is nothing below.
+    Oci,
+    /// Character devices 0:0 and the attribute `trusted.overlay.opaque`; left out.
+    Overlayfs,
+    /// None: every entry is kept.
+    None,
+}
+
+/// Why a directory cannot be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// Something in it cannot be read.
+    #[error("could not read {}", path.display())]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file became shorter while it was read.
+    #[error("{} became shorter while it was read", .0.display())]
+    Shrunk(PathBuf),
+    /// The blob cannot be written.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+}
+
+/// Reads the directory `root`, packs its files and returns tree, bodies and blob.
+///
+/// The tree's files refer to blob 0. `prefetch` names what comes first in the blob.
+///
+/// # Errors
+///
+/// If something cannot be read or the blob cannot be written.
+pub fn pack<W: Write>(
+    root: &Path,
+    whiteouts: Whiteouts,
+    prefetch: &[PathBuf],
+    chunk_size: u32,
+    mut packer: Packer<'_, W>,
+) -> Result<(Layer, Vec<Body>, BlobWriter<W>), DirectoryError> {
+    let metadata = fs::metadata(root).map_err(|source| DirectoryError::Read { path: root.to_owned(), source })?;
+    if !metadata.is_dir() {
+        let source = io::Error::from(io::ErrorKind::NotADirectory);
+        return Err(DirectoryError::Read { path: root.to_owned(), source });
+    }
+    // The time of a root says when somebody made the folder, not what is in it.
+    let stat = Stat { mtime: 0, mtime_nsec: 0, ..stat_of(&metadata) };
+    let mut reading = Reading { tree: Tree::new(stat), whiteouts, seen: HashMap::new(), paths: HashMap::new() };
+    let xattrs = xattrs_of(root).map_err(|source| DirectoryError::Read { path: root.to_owned(), source })?;
+    let node = reading.tree.node_mut(Tree::ROOT);
+    (node.xattrs, node.implied) = (xattrs, false);
+    reading.directory(Tree::ROOT, root)?;
+    let Reading { tree, paths, .. } = reading;
+    let mut layer = Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() };
+    let mut order = Vec::new();
+    for id in layer.tree.prefetch(prefetch.iter().map(PathBuf::as_path)) {
+        files(&layer.tree, id, &mut order);
+    }
+    files(&layer.tree, Tree::ROOT, &mut order);
+    for id in order {
+        let NodeKind::Regular { size, .. } = layer.tree.node(id).kind else { continue };
+        if size == 0 || layer.bodies.contains_key(&id) {
+            continue;
+        }
+        let body = packer.begin();
+        layer.bodies.insert(id, body);
+        push(&mut packer, body, &paths[&id], size, chunk_size)?;
+    }
+    let (bodies, blob) = packer.finish()?;
+    attach(&mut layer, &bodies);
+    Ok((layer, bodies, blob))
+}
+
+/// Lists the files at and below `id`, those of a directory before its directories.
+fn files(tree: &Tree, id: NodeId, order: &mut Vec<NodeId>) {
+    let Some(children) = tree.children(id) else {
+        order.push(id);
+        return;
+    };
+    order.extend(children.values().filter(|&&child| tree.children(child).is_none()));
+    for &child in children.values().filter(|&&child| tree.children(child).is_some()) {
+        files(tree, child, order);
+    }
+}
+
+fn push<W: Write>(packer: &mut Packer<'_, W>, body: BodyId, path: &Path, size: u64, chunk_size: u32) -> Result<(), DirectoryError> {
+    let read = |source| DirectoryError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(read)?;
+    let mut left = size;
+    while left > 0 {
+        let len = left.min(u64::from(chunk_size));
+        left -= len;
+        let mut chunk = vec![0; usize::try_from(len).expect("at most 16 MiB")];
+        file.read_exact(&mut chunk).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => DirectoryError::Shrunk(path.to_owned()),
+            _ => read(error),
+        })?;
+        packer.push(body, chunk)?;
+    }
+    Ok(())
+}
+
+struct Reading {
+    tree: Tree,
+    whiteouts: Whiteouts,
+    /// Device and inode of files of several names.
+    seen: HashMap<(u64, u64), NodeId>,
+    paths: HashMap<NodeId, PathBuf>,
+}
+
+impl Reading {
+    fn directory(&mut self, dir: NodeId, path: &Path) -> Result<(), DirectoryError> {
+        let read = |path: &Path, source| DirectoryError::Read { path: path.to_owned(), source };
+        let mut children = BTreeMap::new();
+        for entry in fs::read_dir(path).map_err(|source| read(path, source))? {
+            let entry = entry.map_err(|source| read(path, source))?;
+            let path = entry.path();
+            let metadata = fs::symlink_metadata(&path).map_err(|source| read(&path, source))?;
+            let name = entry.file_name();
+            if self.is_whiteout(&name, &metadata) {
+                continue;
+            }
+            let id = self.entry(&path, &metadata).map_err(|source| read(&path, source))?;
+            if let NodeKind::Directory(_) = self.tree.node(id).kind {
+                self.directory(id, &path)?;
+            }
+            children.insert(name, id);
+        }
+        if let NodeKind::Directory(all) = &mut self.tree.node_mut(dir).kind {
+            *all = children;
+        }
+        Ok(())
+    }
+
+    fn is_whiteout(&self, name: &OsStr, metadata: &fs::Metadata) -> bool {
+        match self.whiteouts {
+            Whiteouts::None => false,
+            Whiteouts::Oci => name.as_bytes() == OPAQUE || name.as_bytes().starts_with(WHITEOUT),
+            Whiteouts::Overlayfs => metadata.file_type().is_char_device() && metadata.rdev() == 0,
+        }
+    }
+
+    fn entry(&mut self, path: &Path, metadata: &fs::Metadata) -> io::Result<NodeId> {
+        let kind = metadata.file_type();
+        let several = kind.is_file() && metadata.nlink() > 1;
+        let key = (metadata.dev(), metadata.ino());
+        if several && let Some(&id) = self.seen.get(&key) {
+            return Ok(id);
+        }
+        let number = u32::try_from(metadata.rdev() & 0xffff_ffff).expect("32 bits");
+        let node = if kind.is_dir() {
+            NodeKind::Directory(BTreeMap::new())
+        } else if kind.is_symlink() {
+            NodeKind::Symlink(fs::read_link(path)?.into_os_string())
+        } else if kind.is_char_device() {
+            NodeKind::CharDevice(number)
+        } else if kind.is_block_device() {
+            NodeKind::BlockDevice(number)
+        } else if kind.is_fifo() {
+            NodeKind::Fifo
+        } else if kind.is_socket() {
+            NodeKind::Socket
+        } else {
+            NodeKind::Regular { size: metadata.len(), chunks: Vec::new() }
+        };
+        let mut xattrs = xattrs_of(path)?;
+        if self.whiteouts == Whiteouts::Overlayfs {
+            xattrs.remove(OsStr::new("trusted.overlay.opaque"));
+        }
+        let id = self.tree.add(Node { stat: stat_of(metadata), xattrs, kind: node, implied: false });
+        if kind.is_file() {
+            self.paths.insert(id, path.to_owned());
+        }
+        if several {
+            self.seen.insert(key, id);
+        }
+        Ok(id)
+    }
+}
+
+fn stat_of(metadata: &fs::Metadata) -> Stat {
+    Stat {
+        permissions: u16::try_from(metadata.mode() & 0o7777).expect("twelve bits"),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        mtime: metadata.mtime(),
+        mtime_nsec: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+    }
+}
+
+fn xattrs_of(path: &Path) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
+    let names = match xattr::list(path) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let mut xattrs = BTreeMap::new();
+    for name in names {
+        // It may be gone by now.
+        if let Some(value) = xattr::get(path, &name)? {
+            xattrs.insert(name, value);
+        }
+    }
+    Ok(xattrs)
+}
