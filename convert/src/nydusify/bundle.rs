@@ -3,7 +3,7 @@
 //! It holds `image/image.boot` and for each blob `image/<digest>.blob.meta`, the blob's chunk table as nydusd keeps it
 //! in its cache, so that a first read need not fetch it. Same input, same bytes: no times, no owners.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
 use anyhow::{Context as _, bail};
 use nydus_rafs::Digest;
@@ -90,6 +90,8 @@ pub(super) fn bootstrap(gzip: &[u8], limit: u64) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]

@@ -7,11 +7,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -410,7 +409,7 @@ fn cached_table(blob: &ImageBlob) -> anyhow::Result<Vec<u8>> {
     let mut stored = vec![0; len + 4096];
     blob.file.read_exact_at(&mut stored, table.stored.start)?;
     let plain_size = usize::try_from(table.plain_size)?;
-    let mut bytes = codec::decode(table.codec(), &stored[..len], plain_size)?;
+    let mut bytes = codec::decode(table.compressor.codec(), &stored[..len], plain_size)?;
     bytes.resize(bytes.len().next_multiple_of(4096), 0);
     bytes.extend_from_slice(&stored[len..]);
     Ok(bytes)
