@@ -218,7 +218,7 @@ async fn a_second_node_takes_its_chunks_from_the_first_nodes_mirror() -> Result<
     let passed = bed.gate.passed() - before;
     // What containerd pulls (manifest, config, bootstrap layer) still comes from the registry; chunks do not.
     ensure!(passed.bytes < 500_000, "the second node took {passed:?} from the registry");
-    let from_first = second.mirror_metric("nydus_p2p_fetched_bytes_total", "mirror")?;
+    let from_first = second.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?;
     ensure!(from_first as usize >= smoke::RANDOM_BYTES, "only {from_first} bytes came from the first node");
     Ok(())
 }

@@ -73,8 +73,8 @@ impl Row {
 /// Reads what nydusd and the mirror of a node have counted.
 fn lazy(node: &Node) -> Result<Lazy> {
     let mut counted = Lazy {
-        from_registry: node.mirror_metric("nydus_p2p_fetched_bytes_total", "registry")?,
-        from_mirrors: node.mirror_metric("nydus_p2p_fetched_bytes_total", "mirror")?,
+        from_registry: node.mirror_metric("nydus_p2p_source_bytes_total", "registry")?,
+        from_mirrors: node.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?,
         ..Lazy::default()
     };
     for daemon in node.nydusd("/api/v1/daemon")? {

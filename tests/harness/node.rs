@@ -40,7 +40,8 @@ pub struct Node {
     pub dir: PathBuf,
     /// URL of the node's mirror.
     pub mirror_url: String,
-    metrics: String,
+    health: u16,
+    metrics: u16,
     mirror_config: PathBuf,
     snapshotter_config: PathBuf,
 }
@@ -52,17 +53,16 @@ impl Node {
         let (port, health, metrics) = (free_port()?, free_port()?, free_port()?);
         let mirror_url = format!("http://127.0.0.1:{port}");
         let mirror_config = dir.join("p2p.toml");
-        let upstreams: Vec<String> = setup.upstream_mirrors.iter().map(|url| format!("{url:?}")).collect();
-        std::fs::write(
-            &mirror_config,
-            format!(
-                "data_dir = \"{0}/p2p\"\n\n[listen]\nmirror = \"127.0.0.1:{port}\"\nhealth = \"127.0.0.1:{health}\"\n\
-                 metrics = \"127.0.0.1:{metrics}\"\n\n[upstream]\nmirrors = [{1}]\n\n[[registry]]\nhost = \"{2}\"\nscheme = \"http\"\n",
-                dir.display(),
-                upstreams.join(", "),
-                setup.registry
-            ),
-        )?;
+        let mut text = format!(
+            "listen = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{health}\"\n\
+             metrics_listen = \"127.0.0.1:{metrics}\"\ndata_dir = \"{}/p2p\"\n",
+            dir.display()
+        );
+        for url in &setup.upstream_mirrors {
+            text.push_str(&format!("[[mirror]]\nurl = \"{url}\"\ntrusted = true\n"));
+        }
+        text.push_str(&format!("[[registry]]\nname = \"{0}\"\nurl = \"http://{0}\"\n", setup.registry));
+        std::fs::write(&mirror_config, text)?;
         let mirror = start_mirror(dir, &mirror_config, health)?;
 
         let template = dir.join("nydusd-config.json");
@@ -95,7 +95,8 @@ impl Node {
             mirror,
             dir: dir.to_owned(),
             mirror_url,
-            metrics: format!("127.0.0.1:{metrics}"),
+            health,
+            metrics,
             mirror_config,
             snapshotter_config,
         })
@@ -103,10 +104,7 @@ impl Node {
 
     /// Starts the mirror again after it was stopped or killed.
     pub fn restart_mirror(&mut self) -> Result<()> {
-        let text = std::fs::read_to_string(&self.mirror_config)?;
-        let health = text.lines().find_map(|line| line.strip_prefix("health = \"127.0.0.1:"));
-        let port = health.and_then(|rest| rest.trim_end_matches('"').parse().ok()).context("no health port")?;
-        self.mirror = start_mirror(&self.dir, &self.mirror_config, port)?;
+        self.mirror = start_mirror(&self.dir, &self.mirror_config, self.health)?;
         Ok(())
     }
 
@@ -141,7 +139,7 @@ impl Node {
 
     /// Returns the sum of a metric of the mirror, over all its labels that contain `label`.
     pub fn mirror_metric(&self, name: &str, label: &str) -> Result<u64> {
-        let text = run(Command::new("curl").args(["-sS", &format!("http://{}/metrics", self.metrics)]))?;
+        let text = run(Command::new("curl").args(["-sS", &format!("http://127.0.0.1:{}/metrics", self.metrics)]))?;
         let values = text.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
         });
