@@ -4,6 +4,7 @@
 //! they cannot disagree about a key.
 
 pub mod client;
+pub mod server;
 pub mod types;
 
 pub use client::{Client, ClientError};

@@ -192,16 +192,10 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// Logs one warning per key that means nothing to us, and what was switched off.
+    /// Logs one warning per key that means nothing to us. (That verification is off is said by the store.)
     pub fn warn(&self) {
         for key in &self.ignored {
             tracing::warn!(key = %key, "unknown configuration key ignored");
-        }
-        if self.config.cache.skip_verification {
-            tracing::warn!(
-                "cache.skip_verification is set: chunks are NOT checked against their digests, \
-                 so whoever serves the blobs decides what containers execute"
-            );
         }
         if self.config.cache.compressed {
             tracing::warn!("cache.compressed is ignored: the cache holds plain bytes");
@@ -280,8 +274,6 @@ impl Config {
                     return Err(ConfigError::key(key, "is missing: give `dir` or `blob_file`"));
                 }
             }
-            #[expect(unreachable_patterns, reason = "further kinds of backends need nothing checked here")]
-            _ => {}
         }
         let kind = match self.dialect {
             Dialect::V1 => "device.cache.type",
@@ -296,25 +288,16 @@ impl Config {
         }
     }
 
-    /// Returns the name of the backend's kind, as in the document.
-    pub fn backend_kind(&self) -> String {
-        match serde_json::to_value(&self.backend) {
-            Ok(value) => value["type"].as_str().unwrap_or_default().to_owned(),
-            Err(_) => String::new(),
-        }
-    }
-
     /// Returns the configuration as a version 2 document without secrets, for whoever asks over the API.
     pub fn echo(&self) -> Value {
-        let backend = serde_json::to_value(&self.backend).unwrap_or_default();
-        let kind = backend["type"].as_str().unwrap_or_default().to_owned();
-        let mut table = backend["config"].clone();
+        let kind = self.backend.kind();
+        let mut table = serde_json::to_value(&self.backend).unwrap_or_default()["config"].take();
         hide_secrets(&mut table);
         let mut tables = json!({
             "type": kind, "localdisk": null, "localfs": null, "oss": null, "s3": null, "registry": null,
             "http-proxy": null,
         });
-        tables[kind.as_str()] = table;
+        tables[kind] = table;
         let prefetch = json!({
             "enable": self.rafs.prefetch.enable,
             "threads": self.rafs.prefetch.threads,

@@ -407,16 +407,9 @@ fn backend(
     let backend = match kind {
         "localfs" => Backend::LocalFs(typed(table, at)?),
         "registry" => Backend::Registry(typed(table, at)?),
-        _ => serde_json::from_value(json!({"type": kind, "config": table})).map_err(|error| {
-            let why = error.to_string();
-            if why.starts_with("unknown variant") {
-                ConfigError::key(kind_key, format!("`{kind}` is not supported: use `registry` or `localfs`"))
-            } else {
-                ConfigError::key(at, why)
-            }
-        })?,
+        _ => Backend::from_parts(kind, table.clone()).map_err(|error| ConfigError::key(kind_key, error.to_string()))?,
     };
-    unknown(at, table, &kept(&backend)["config"], ignored);
+    ignored.extend(backend.unknown_keys(table).into_iter().map(|key| join(at, &key)));
     Ok(backend)
 }
 

@@ -1,0 +1,612 @@
+//! Answers the kernel's requests from the images of the [`Namespace`].
+//!
+//! Images never change, so whatever is said about them may be cached for ever, absent names included. Pseudo
+//! directories change with each mount: nothing is cached about them but that an image is mounted there, and that is
+//! revoked at unmount.
+//!
+//! A read whose bytes are all in the cache file is answered from there, into the reply, by the thread that took the
+//! request. Otherwise that thread waits for the bytes; it gives up when the kernel says that the reader was interrupted.
+
+use std::ffi::{CStr, OsStr};
+use std::io;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuse_backend_rs::abi::fuse_abi::{self as abi, CreateIn, FsOptions, OpenOptions, SetattrValid, stat64, statvfs64};
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader, ZeroCopyWriter,
+};
+use nydus_rafs::{Attr, Ino, Kind};
+use tokio::runtime::Handle;
+
+use super::errno::FsError;
+use super::inodes::{MountIndex, NodeId, ROOT};
+use super::namespace::{Namespace, Node, Table};
+use super::slot::Slot;
+use crate::instance::Instance;
+use crate::metrics::Op;
+use crate::sys::reply::{Source, empty_statvfs};
+
+/// For ever, as long as the kernel understands it (the value of the program we replace).
+const FOREVER: Duration = Duration::from_secs(1 << 32);
+
+/// How a session treats its mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// One image, mounted before the kernel saw anything, for the life of the session.
+    Single,
+    /// Images come and go.
+    Shared,
+}
+
+/// What one serving thread answers with.
+pub(super) struct Filesystem {
+    pub(super) namespace: Namespace,
+    pub(super) runtime: Handle,
+    pub(super) mode: Mode,
+    pub(super) slot: Arc<Slot>,
+}
+
+impl Filesystem {
+    /// Runs `answer` on the image that `node` belongs to, and counts the call; a pseudo directory is answered by `pseudo`.
+    fn image<T>(
+        &self,
+        op: Op,
+        node: u64,
+        answer: impl FnOnce(&Instance, MountIndex, Ino) -> Result<T, FsError>,
+        pseudo: impl FnOnce(&Table, u64) -> Result<T, FsError>,
+    ) -> io::Result<T> {
+        let table = self.namespace.table();
+        match table.node(NodeId(node)) {
+            Some(Node::Image(mount, instance, ino)) => {
+                let began = Instant::now();
+                let result = answer(instance, mount, ino);
+                instance.counters().call(op, ino, result.is_ok(), began.elapsed());
+                Ok(result?)
+            }
+            Some(Node::Pseudo(number, _)) => Ok(pseudo(&table, number)?),
+            None => Err(FsError::Unmounted.into()),
+        }
+    }
+
+    /// Copies the bytes `range` of a file into the reply; returns how many there were.
+    fn copy(
+        &self,
+        instance: &Instance,
+        ino: Ino,
+        range: Range<u64>,
+        reply: &mut dyn ZeroCopyWriter,
+    ) -> Result<usize, FsError> {
+        let mut at = range.start;
+        // Neighbouring chunks are asked for together, so that they can be fetched together.
+        let mut run: Option<(u16, Range<u64>)> = None;
+        for extent in instance.bootstrap().extents(ino, range.clone())? {
+            let extent = extent?;
+            if extent.file.start != at {
+                return Err(FsError::Gap { ino: ino.0, from: at });
+            }
+            at = extent.file.end;
+            match &mut run {
+                Some((blob, plain)) if *blob == extent.blob && plain.end == extent.plain.start => {
+                    plain.end = extent.plain.end;
+                }
+                _ => {
+                    if let Some((blob, plain)) = run.replace((extent.blob, extent.plain)) {
+                        self.copy_run(instance, ino, blob, plain, reply)?;
+                    }
+                }
+            }
+        }
+        if let Some((blob, plain)) = run {
+            self.copy_run(instance, ino, blob, plain, reply)?;
+        }
+        if at < range.end {
+            return Err(FsError::Gap { ino: ino.0, from: at });
+        }
+        Ok(usize::try_from(at - range.start).unwrap_or(usize::MAX))
+    }
+
+    /// Copies plain bytes of one blob into the reply, fetching what is missing.
+    fn copy_run(
+        &self,
+        instance: &Instance,
+        ino: Ino,
+        blob: u16,
+        plain: Range<u64>,
+        reply: &mut dyn ZeroCopyWriter,
+    ) -> Result<(), FsError> {
+        let blob = instance.blob(blob).ok_or(FsError::Gap { ino: ino.0, from: plain.start })?;
+        let len = usize::try_from(plain.end - plain.start).unwrap_or(usize::MAX);
+        let mut failed = None;
+        let mut source = Source(|buffer: &mut [u8], offset: u64| {
+            let range = offset..offset + buffer.len() as u64;
+            let read = if blob.ready(range) {
+                blob.read_at(buffer, offset).map_err(FsError::from)
+            } else {
+                // The future is dropped when the reader gives up, and with it what it claimed.
+                self.runtime.block_on(async {
+                    tokio::select! {
+                        biased;
+                        read = blob.read(buffer, offset) => read.map_err(FsError::from),
+                        () = self.slot.interrupted() => Err(FsError::Interrupted),
+                    }
+                })
+            };
+            read.map_err(|error| {
+                let number = io::Error::from_raw_os_error(error.errno() as i32);
+                failed = Some(error);
+                number
+            })
+        });
+        match reply.write_all_from(&mut source, len, plain.start) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(failed.take().unwrap_or(FsError::Reply(error))),
+        }
+    }
+
+    fn entry(&self, instance: &Instance, mount: MountIndex, ino: Ino) -> Result<Entry, FsError> {
+        let attr = instance.bootstrap().attr(ino)?;
+        Ok(Entry {
+            inode: NodeId::new(mount, ino).0,
+            generation: 0,
+            attr: stat_of(instance, NodeId::new(mount, ino), &attr),
+            attr_flags: 0,
+            attr_timeout: FOREVER,
+            entry_timeout: FOREVER,
+        })
+    }
+
+    /// Describes what a node of the pseudo tree leads to.
+    fn pseudo_entry(&self, table: &Table, node: NodeId) -> Result<Entry, FsError> {
+        match table.node(node) {
+            Some(Node::Image(mount, instance, ino)) => self.entry(instance, mount, ino),
+            Some(Node::Pseudo(..)) => Ok(Entry {
+                inode: node.0,
+                attr: pseudo_stat(node.0),
+                attr_timeout: Duration::ZERO,
+                entry_timeout: Duration::ZERO,
+                ..Entry::default()
+            }),
+            None => Err(FsError::NoEntry),
+        }
+    }
+
+    /// Lists a directory from `from` on; `add` returns whether there was room.
+    fn list(
+        &self,
+        op: Op,
+        node: u64,
+        from: u64,
+        mut add: impl FnMut(DirEntry<'_>, NodeId) -> io::Result<bool>,
+    ) -> io::Result<()> {
+        let mut add = |entry: DirEntry<'_>, node| add(entry, node).map_err(FsError::Reply);
+        let add = std::cell::RefCell::new(&mut add);
+        self.image(
+            op,
+            node,
+            |instance, mount, ino| {
+                for (position, entry) in (from..).zip(instance.bootstrap().entries(ino, from)?) {
+                    let entry = entry?;
+                    let id = NodeId::new(mount, entry.ino);
+                    let listed = DirEntry {
+                        ino: id.0,
+                        offset: position + 1,
+                        type_: directory_type(entry.kind),
+                        name: entry.name.as_bytes(),
+                    };
+                    if !(add.borrow_mut())(listed, id)? {
+                        break;
+                    }
+                }
+                Ok(())
+            },
+            |table, number| {
+                let Some(Node::Pseudo(_, pseudo)) = table.node(NodeId(number)) else {
+                    return Err(FsError::NoEntry);
+                };
+                let from = usize::try_from(from).unwrap_or(usize::MAX);
+                for (position, (name, &child)) in pseudo.children.iter().enumerate().skip(from) {
+                    let id = table.covered(child);
+                    let listed = DirEntry {
+                        ino: id.0,
+                        offset: position as u64 + 1,
+                        type_: directory_type(Kind::Directory),
+                        name: name.as_bytes(),
+                    };
+                    if !(add.borrow_mut())(listed, id)? {
+                        break;
+                    }
+                }
+                Ok(())
+            },
+        )
+    }
+}
+
+impl FileSystem for Filesystem {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
+        let wanted = FsOptions::ASYNC_READ
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::BIG_WRITES
+            | FsOptions::ASYNC_DIO
+            | FsOptions::ATOMIC_O_TRUNC
+            | FsOptions::MAX_PAGES
+            | FsOptions::CACHE_SYMLINKS
+            | FsOptions::DO_READDIRPLUS
+            | FsOptions::READDIRPLUS_AUTO
+            | FsOptions::EXPLICIT_INVAL_DATA
+            | FsOptions::ZERO_MESSAGE_OPEN
+            | FsOptions::ZERO_MESSAGE_OPENDIR
+            | FsOptions::INIT_EXT
+            | FsOptions::HAS_RESEND;
+        Ok(wanted)
+    }
+
+    fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let name = OsStr::from_bytes(name.to_bytes());
+        self.image(
+            Op::Lookup,
+            parent,
+            |instance, mount, dir| match instance.bootstrap().lookup(dir, name)? {
+                Some(ino) => self.entry(instance, mount, ino),
+                // Node 0: the name is absent, and stays so.
+                None => Ok(Entry { entry_timeout: FOREVER, ..Entry::default() }),
+            },
+            |table, number| match table.node(NodeId(number)) {
+                Some(Node::Pseudo(_, pseudo)) => {
+                    let child = table.child(pseudo, name).ok_or(FsError::NoEntry)?;
+                    self.pseudo_entry(table, child)
+                }
+                _ => Err(FsError::NoEntry),
+            },
+        )
+    }
+
+    fn getattr(&self, _ctx: &Context, node: u64, _handle: Option<u64>) -> io::Result<(stat64, Duration)> {
+        self.image(
+            Op::Getattr,
+            node,
+            |instance, mount, ino| {
+                let attr = instance.bootstrap().attr(ino)?;
+                // An image at `/` shows itself under node 1, where it may be replaced.
+                let timeout = if node == ROOT.0 && self.mode == Mode::Shared { Duration::ZERO } else { FOREVER };
+                Ok((stat_of(instance, NodeId::new(mount, ino), &attr), timeout))
+            },
+            |_, number| Ok((pseudo_stat(number), Duration::ZERO)),
+        )
+    }
+
+    fn readlink(&self, _ctx: &Context, node: u64) -> io::Result<Vec<u8>> {
+        self.image(
+            Op::Readlink,
+            node,
+            |instance, _, ino| Ok(instance.bootstrap().readlink(ino)?.as_encoded_bytes().to_vec()),
+            |_, _| Err(FsError::NoEntry),
+        )
+    }
+
+    fn open(
+        &self,
+        _ctx: &Context,
+        _node: u64,
+        _flags: u32,
+        _fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        // There is nothing to do for an open file, and the kernel never asks again.
+        Err(FsError::NotSupported.into())
+    }
+
+    fn opendir(&self, _ctx: &Context, node: u64, _flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        if self.mode == Mode::Single {
+            return Err(FsError::NotSupported.into());
+        }
+        self.image(
+            Op::Opendir,
+            node,
+            |_, _, _| Ok((None, OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR)),
+            // The listing of a pseudo directory changes with each mount.
+            |_, _| Ok((None, OpenOptions::empty())),
+        )
+    }
+
+    fn read(
+        &self,
+        _ctx: &Context,
+        node: u64,
+        _handle: u64,
+        reply: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        _lock_owner: Option<u64>,
+        _flags: u32,
+    ) -> io::Result<usize> {
+        let began = Instant::now();
+        self.image(
+            Op::Read,
+            node,
+            |instance, _, ino| {
+                let end = offset.saturating_add(u64::from(size)).min(instance.bootstrap().attr(ino)?.size);
+                if offset >= end {
+                    return Ok(0);
+                }
+                let result = self.copy(instance, ino, offset..end, reply);
+                match &result {
+                    Ok(bytes) => instance.counters().read(ino, *bytes as u64, began.elapsed()),
+                    Err(FsError::Interrupted) => {}
+                    Err(error) => {
+                        let mountpoint = instance.mountpoint();
+                        instance.events().push(&error.to_string());
+                        tracing::error!(mountpoint, ino = ino.0, offset, size, %error, "a read failed");
+                    }
+                }
+                result
+            },
+            |_, _| Err(FsError::NoEntry),
+        )
+    }
+
+    fn statfs(&self, _ctx: &Context, node: u64) -> io::Result<statvfs64> {
+        let mut answer = empty_statvfs();
+        answer.f_namemax = 255;
+        answer.f_bsize = 512;
+        answer.f_frsize = 512;
+        self.image(
+            Op::Statfs,
+            node,
+            |instance, _, _| {
+                answer.f_files = instance.bootstrap().inode_count();
+                Ok(())
+            },
+            |_, _| Ok(()),
+        )?;
+        Ok(answer)
+    }
+
+    fn getxattr(&self, _ctx: &Context, node: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        self.image(
+            Op::Getxattr,
+            node,
+            |instance, _, ino| {
+                self.xattrs_on(instance, FsError::NoAttribute)?;
+                let attributes = instance.bootstrap().xattrs(ino)?;
+                let found = attributes.into_iter().find(|(key, _)| key.as_bytes() == name.to_bytes());
+                let (_, value) = found.ok_or(FsError::NoAttribute)?;
+                match (size, u32::try_from(value.len()).map_err(|_| FsError::Range)?) {
+                    // The exact size: what a caller allocates and asks for again.
+                    (0, len) => Ok(GetxattrReply::Count(len)),
+                    (room, len) if room < len => Err(FsError::Range),
+                    _ => Ok(GetxattrReply::Value(value)),
+                }
+            },
+            |_, _| Err(FsError::NoAttribute),
+        )
+    }
+
+    fn listxattr(&self, _ctx: &Context, node: u64, size: u32) -> io::Result<ListxattrReply> {
+        let names = self.image(
+            Op::Listxattr,
+            node,
+            |instance, _, ino| {
+                if self.mode == Mode::Shared && !instance.xattrs() {
+                    return Ok(Vec::new());
+                }
+                self.xattrs_on(instance, FsError::NotSupported)?;
+                let mut names = Vec::new();
+                for (name, _) in instance.bootstrap().xattrs(ino)? {
+                    names.extend_from_slice(name.as_bytes());
+                    names.push(0);
+                }
+                Ok(names)
+            },
+            |_, _| Ok(Vec::new()),
+        )?;
+        match (size, u32::try_from(names.len()).map_err(|_| FsError::Range)?) {
+            (0, len) => Ok(ListxattrReply::Count(len)),
+            (room, len) if room < len => Err(FsError::Range.into()),
+            _ => Ok(ListxattrReply::Names(names)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _ctx: &Context,
+        node: u64,
+        _handle: u64,
+        _size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(Op::Readdir, node, offset, |entry, _| Ok(add_entry(entry)? > 0))
+    }
+
+    fn readdirplus(
+        &self,
+        _ctx: &Context,
+        node: u64,
+        _handle: u64,
+        _size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let table = self.namespace.table();
+        self.list(Op::Readdirplus, node, offset, |entry, id| {
+            // `.` and `..` have no attributes of their own here: the kernel knows them already.
+            let described = match entry.name {
+                b"." | b".." => Entry::default(),
+                _ => self.pseudo_entry(&table, id)?,
+            };
+            Ok(add_entry(entry, described)? > 0)
+        })
+    }
+
+    fn releasedir(&self, _ctx: &Context, _node: u64, _flags: u32, _handle: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn release(
+        &self,
+        _ctx: &Context,
+        _node: u64,
+        _flags: u32,
+        _handle: u64,
+        _flush: bool,
+        _flock_release: bool,
+        _lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn fsync(&self, _ctx: &Context, _node: u64, _datasync: bool, _handle: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn fsyncdir(&self, _ctx: &Context, _node: u64, _datasync: bool, _handle: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    // The kernel keeps writers away from a read-only mount; these answers are for whoever remounts it.
+
+    fn setattr(
+        &self,
+        _ctx: &Context,
+        _node: u64,
+        _attr: stat64,
+        _handle: Option<u64>,
+        _valid: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn symlink(&self, _ctx: &Context, _target: &CStr, _parent: u64, _name: &CStr) -> io::Result<Entry> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn mknod(
+        &self,
+        _ctx: &Context,
+        _parent: u64,
+        _name: &CStr,
+        _mode: u32,
+        _rdev: u32,
+        _umask: u32,
+    ) -> io::Result<Entry> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn mkdir(&self, _ctx: &Context, _parent: u64, _name: &CStr, _mode: u32, _umask: u32) -> io::Result<Entry> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn unlink(&self, _ctx: &Context, _parent: u64, _name: &CStr) -> io::Result<()> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn rmdir(&self, _ctx: &Context, _parent: u64, _name: &CStr) -> io::Result<()> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn rename(&self, _ctx: &Context, _from: u64, _old: &CStr, _to: u64, _new: &CStr, _flags: u32) -> io::Result<()> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn link(&self, _ctx: &Context, _node: u64, _parent: u64, _name: &CStr) -> io::Result<Entry> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn create(
+        &self,
+        _ctx: &Context,
+        _parent: u64,
+        _name: &CStr,
+        _args: CreateIn,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn write(
+        &self,
+        _ctx: &Context,
+        _node: u64,
+        _handle: u64,
+        _data: &mut dyn ZeroCopyReader,
+        _size: u32,
+        _offset: u64,
+        _lock_owner: Option<u64>,
+        _delayed: bool,
+        _flags: u32,
+        _fuse_flags: u32,
+    ) -> io::Result<usize> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn fallocate(
+        &self,
+        _ctx: &Context,
+        _node: u64,
+        _handle: u64,
+        _mode: u32,
+        _offset: u64,
+        _length: u64,
+    ) -> io::Result<()> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn setxattr(&self, _ctx: &Context, _node: u64, _name: &CStr, _value: &[u8], _flags: u32) -> io::Result<()> {
+        Err(FsError::ReadOnly.into())
+    }
+
+    fn removexattr(&self, _ctx: &Context, _node: u64, _name: &CStr) -> io::Result<()> {
+        Err(FsError::ReadOnly.into())
+    }
+}
+
+impl Filesystem {
+    /// Fails if the image has no extended attributes to show. Where it is the only one the kernel is told not to
+    /// ask again, which saves overlayfs a question per file; among others it just has none.
+    fn xattrs_on(&self, instance: &Instance, shared: FsError) -> Result<(), FsError> {
+        match (instance.xattrs(), self.mode) {
+            (true, _) => Ok(()),
+            (false, Mode::Single) => Err(FsError::NotSupported),
+            (false, Mode::Shared) => Err(shared),
+        }
+    }
+}
+
+fn stat_of(instance: &Instance, node: NodeId, attr: &Attr) -> stat64 {
+    // The image knows one time; all three are shown as that, as an unpacked layer would nearly have it.
+    let seconds = attr.mtime.cast_unsigned();
+    abi::Attr {
+        ino: node.0,
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: seconds,
+        mtime: seconds,
+        ctime: seconds,
+        atimensec: attr.mtime_nsec,
+        mtimensec: attr.mtime_nsec,
+        ctimensec: attr.mtime_nsec,
+        mode: attr.kind.mode() | u32::from(attr.permissions),
+        nlink: attr.nlink,
+        uid: attr.uid.unwrap_or(instance.owner().0),
+        gid: attr.gid.unwrap_or(instance.owner().1),
+        rdev: attr.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+    .into()
+}
+
+fn pseudo_stat(number: u64) -> stat64 {
+    abi::Attr { ino: number, mode: Kind::Directory.mode() | 0o755, nlink: 2, blksize: 4096, ..abi::Attr::default() }
+        .into()
+}
+
+/// Returns the type in a directory entry: the upper bits of the mode, as `d_type` has them.
+fn directory_type(kind: Kind) -> u32 {
+    kind.mode() >> 12
+}
