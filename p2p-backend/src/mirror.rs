@@ -104,7 +104,7 @@ impl Mirror {
             default_registry: Some(config.default_registry.clone()).filter(|name| !name.is_empty()),
             id,
         };
-        let server = Server::new(reception, store, fetcher, secret, config.timeouts.headers, config.prefetch);
+        let server = Server::new(reception, store, fetcher, secret, &config.timeouts, config.prefetch);
         let listeners = [
             listen("listen", config.listen).await?,
             listen("health_listen", config.health_listen).await?,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::CONTENT_ENCODING;
 use http::{HeaderValue, Method, StatusCode};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use super::filling::{Interest, Launch, Step};
 use super::metrics::Metrics;
 use super::pieces::{Claim, Giver, Look, Verdict};
 use super::quota::Pin;
-use super::upstream::{Call, Upstream, UpstreamError, Via, content_range, length};
+use super::upstream::{Call, Upstream, UpstreamError, Via, content_range, is_page, length};
 
 /// Pieces that one request asks for at most.
 pub(super) const WINDOW: u64 = 8;
@@ -37,6 +37,8 @@ pub(super) struct Errand {
     pub(super) path: String,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) caller: Caller,
+    /// Stands for the caller, the registry and the path together.
+    pub(super) key: [u8; 32],
     pub(super) hops: Vec<String>,
     /// Only the registry's own bytes will do.
     pub(super) no_peer: bool,
@@ -72,7 +74,7 @@ impl Fetcher {
     ) -> Vec<(u64, Interest)> {
         let no_mirror = self.upstream.mirrors(false).next().is_none();
         let at_registry = no_mirror || errand.no_peer || pin.registry_only.load(Ordering::Relaxed);
-        let launch = Launch::new(errand.caller, at_registry);
+        let launch = Launch::new(errand.key, at_registry);
         let (claims, interests) = pin.blob().claim(within, &launch);
         if claims.is_empty() {
             return Vec::new();
@@ -227,7 +229,12 @@ impl Run {
                     if via == Via::Registry && self.left() < before && sources.is_empty() {
                         sources.push_back(via);
                     }
-                    let hopeless = matches!(error, UpstreamError::Refused { .. } | UpstreamError::Busy { .. });
+                    let hopeless = match &error {
+                        UpstreamError::Refused { .. } | UpstreamError::Busy { .. } => true,
+                        // A second silence would outlast every caller's patience.
+                        UpstreamError::Silent { .. } => self.left() == before,
+                        _ => false,
+                    };
                     last = Some(error);
                     if via == Via::Registry && hopeless {
                         break;
@@ -300,8 +307,8 @@ impl Run {
                 got => return odd(format!("answers range {range:?} of {} bytes with {got:?}", self.pin.size())),
             },
             StatusCode::OK => {
-                let html = answer.headers().get(CONTENT_TYPE).is_some_and(|is| is.as_bytes().starts_with(b"text/html"));
-                if length(answer.headers()).is_some_and(|length| length != self.pin.size()) || html {
+                if length(answer.headers()).is_some_and(|length| length != self.pin.size()) || is_page(answer.headers())
+                {
                     return odd("answers a range with something that is not the blob".into());
                 }
                 self.take_whole();
@@ -366,8 +373,8 @@ impl Run {
         let pin = self.pin.clone();
         let length = pin.extent(piece).end - pin.extent(piece).start;
         let outcome = tokio::task::spawn_blocking(move || {
-            let keep = pin.store().make_room(length);
-            let outcome = claim.commit(giver, keep);
+            let room = pin.store().make_room(length);
+            let outcome = claim.commit(giver, room);
             if let Err(error) = &outcome
                 && error.kind() == std::io::ErrorKind::StorageFull
             {

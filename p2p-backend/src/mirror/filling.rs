@@ -14,8 +14,8 @@ use super::upstream::UpstreamError;
 /// What the pieces of one upstream request have in common.
 #[derive(Debug)]
 pub(super) struct Launch {
-    /// Stands for the Authorization that the bytes are asked with; a refusal of it is nobody else's.
-    pub(super) caller: [u8; 32],
+    /// Stands for the Authorization and the place that the bytes are asked with; its refusal is nobody else's.
+    pub(super) key: [u8; 32],
     /// Whether the registry is being asked, not another mirror.
     pub(super) at_registry: AtomicBool,
     /// Told when a piece of it has lost its last reader.
@@ -23,8 +23,8 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    pub(super) fn new(caller: [u8; 32], at_registry: bool) -> Arc<Self> {
-        Arc::new(Self { caller, at_registry: AtomicBool::new(at_registry), left: Notify::new() })
+    pub(super) fn new(key: [u8; 32], at_registry: bool) -> Arc<Self> {
+        Arc::new(Self { key, at_registry: AtomicBool::new(at_registry), left: Notify::new() })
     }
 }
 

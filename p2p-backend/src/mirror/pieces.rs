@@ -19,6 +19,7 @@ use sha2::Digest as _;
 
 use super::filling::{End, Filling, Interest, Launch};
 use super::map::Map;
+use super::quota::Room;
 
 /// The grid.
 pub(super) const PIECE: u64 = 1 << 20;
@@ -178,6 +179,11 @@ impl Blob {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change of the state is one assignment, so a panic elsewhere leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the disk gave it no files, so that nothing of it can be kept.
+    pub(super) fn fileless(&self) -> bool {
+        matches!(self.files.get(), Some(None))
     }
 
     /// Returns its name.
@@ -423,8 +429,8 @@ impl Claim {
         self.filling.as_ref().expect("a claim has its filling until it ends, and ending takes the claim")
     }
 
-    /// Ends with all bytes received: keeps them if `keep`; blocks. Returns whether they are on the disk.
-    pub(super) fn commit(mut self, giver: Giver, keep: bool) -> io::Result<bool> {
+    /// Ends with all bytes received: keeps them if there is room; blocks. Returns whether they are on the disk.
+    pub(super) fn commit(mut self, giver: Giver, room: Option<Room>) -> io::Result<bool> {
         let Some(filling) = self.filling.take() else { return Ok(false) };
         let bytes = filling.segments();
         let mut hash = blake3::Hasher::new();
@@ -432,7 +438,7 @@ impl Claim {
             hash.update(segment);
         }
         let sum = *hash.finalize().as_bytes();
-        let stored = if keep { self.blob.store(self.piece, &bytes, &sum).map(|()| true) } else { Ok(false) };
+        let stored = if room.is_some() { self.blob.store(self.piece, &bytes, &sum).map(|()| true) } else { Ok(false) };
         let kept = matches!(stored, Ok(true));
         {
             let mut state = self.blob.state();
@@ -442,8 +448,8 @@ impl Claim {
                 state.ready += usize::from(kept);
             }
         }
-        if kept {
-            self.blob.usage.fetch_add(self.blob.length(slot(self.piece)), Ordering::Relaxed);
+        if let Some(room) = room.filter(|_| kept) {
+            room.keep();
         }
         filling.end(if kept { End::Stored } else { End::Unstored });
         stored

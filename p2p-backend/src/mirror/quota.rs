@@ -128,11 +128,15 @@ impl Store {
         let mut blobs = self.blobs();
         if let Some(other) = blobs.get(&digest)
             && other.size() != size
+            && other.pins.load(Ordering::Acquire) > 0
         {
-            if other.pins.load(Ordering::Acquire) > 0 {
-                return None;
-            }
-            tracing::warn!(blob = %digest, was = other.size(), now = size, "two sources disagree about the size of a blob; starting it anew");
+            return None;
+        }
+        // Where the disk once gave no files, it may now.
+        let anew =
+            |other: &Arc<Blob>| other.size() != size || (other.fileless() && other.pins.load(Ordering::Acquire) == 0);
+        if let Some(other) = blobs.get(&digest).filter(|other| anew(other)) {
+            tracing::debug!(blob = %digest, was = other.size(), now = size, "starting a blob anew");
             other.unlink();
             blobs.remove(&digest);
         }
@@ -146,14 +150,16 @@ impl Store {
         Some(pin)
     }
 
-    /// Evicts until `bytes` more fit; blocks. False if they cannot, and then they must not be kept.
-    pub(super) fn make_room(&self, bytes: u64) -> bool {
-        self.evict_to(self.quota.saturating_sub(bytes))
+    /// Evicts until `bytes` more fit, and sets them aside; blocks. None if they do not fit, and then they must not be kept.
+    pub(super) fn make_room(&self, bytes: u64) -> Option<Room> {
+        // Counted first: two who come at once must not both take the last room.
+        let room = Room::new(self.usage.clone(), bytes);
+        self.evict_to(self.quota).then_some(room)
     }
 
     /// Evicts at least `bytes` if possible, after the disk said that it is full; blocks.
-    pub(super) fn give_up(&self, bytes: u64) -> bool {
-        self.evict_to(self.usage().saturating_sub(bytes))
+    pub(super) fn give_up(&self, bytes: u64) {
+        self.evict_to(self.usage().saturating_sub(bytes));
     }
 
     fn evict_to(&self, most: u64) -> bool {
@@ -189,6 +195,33 @@ fn remove(path: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), %error, "could not remove a stray file");
+    }
+}
+
+/// Bytes that were set aside for a piece; dropped, they are free again.
+#[derive(Debug)]
+#[must_use = "dropping room gives it back"]
+pub(super) struct Room {
+    usage: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Counts `bytes` into `usage`.
+    pub(super) fn new(usage: Arc<AtomicU64>, bytes: u64) -> Self {
+        usage.fetch_add(bytes, Ordering::Relaxed);
+        Self { usage, bytes }
+    }
+
+    /// Leaves the bytes counted: there is a piece in it now.
+    pub(super) fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.usage.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

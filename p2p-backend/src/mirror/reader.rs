@@ -63,7 +63,7 @@ impl Reader {
                 Some(interest) => match interest.after(self.at - start).await {
                     Step::Bytes(bytes) => Some(bytes),
                     Step::End(end) => {
-                        let other = interest.launch().caller != self.errand.caller;
+                        let other = interest.launch().key != self.errand.key;
                         self.held.remove(&piece);
                         match end {
                             End::Stored => None,
@@ -120,6 +120,17 @@ impl Reader {
         // What failed before we came is no answer to us.
         self.held.retain(|_, interest| !interest.failed());
         let end = (piece + WINDOW).min((self.end - 1) / PIECE + 1);
+        for piece in (piece..end).filter(|piece| self.must_clean(*piece)) {
+            // All of them first, so that they are asked for in one request.
+            if let Look::Ready = self.pin.look(piece)
+                && let Some(giver) = self.pin.drop_piece(piece)
+            {
+                tracing::warn!(
+                    digest = %self.pin.digest(), piece, ?giver,
+                    "a reader says that this piece does not verify; reading it from the registry"
+                );
+            }
+        }
         let mut next = piece;
         while next < end {
             if self.held.contains_key(&next) {
@@ -127,13 +138,9 @@ impl Reader {
                 continue;
             }
             match self.pin.look(next) {
+                // Somebody fetched it since.
                 Look::Ready if self.must_clean(next) => {
-                    if let Some(giver) = self.pin.drop_piece(next) {
-                        tracing::warn!(
-                            digest = %self.pin.digest(), piece = next, ?giver,
-                            "a reader says that this piece does not verify; reading it from the registry"
-                        );
-                    }
+                    self.pin.drop_piece(next);
                 }
                 Look::Ready => next += 1,
                 Look::Filling(mut interest) => {

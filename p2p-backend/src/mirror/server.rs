@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::allow::{Caller, Claimed, Known, Rights};
 use super::answer::Failure;
+use super::config::Timeouts;
 use super::fetch::{Errand, Fetcher};
 use super::manifests::{LARGEST, Manifest, Manifests};
 use super::metrics::{Answered, Checked, Metrics};
@@ -26,7 +27,7 @@ use super::quota::Store;
 use super::range::Wanted;
 use super::reader::Reader;
 use super::request::{Ask, Reception, Target};
-use super::upstream::{Call, UpstreamError, Via};
+use super::upstream::{Call, UpstreamError, Via, is_page};
 
 /// Requests answered at a time.
 const CROWD: usize = 1024;
@@ -50,6 +51,7 @@ pub(super) struct Server {
     crowd: Arc<Semaphore>,
     fills: Arc<Semaphore>,
     headers_within: Duration,
+    stall: Duration,
     prefetch: bool,
 }
 
@@ -92,7 +94,7 @@ impl Server {
         store: Arc<Store>,
         fetcher: Arc<Fetcher>,
         secret: [u8; 32],
-        headers_within: Duration,
+        timeouts: &Timeouts,
         prefetch: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -106,7 +108,8 @@ impl Server {
             filling: Mutex::default(),
             crowd: Arc::new(Semaphore::new(CROWD)),
             fills: Arc::new(Semaphore::new(2)),
-            headers_within,
+            headers_within: timeouts.headers,
+            stall: timeouts.stall,
             prefetch,
         })
     }
@@ -162,7 +165,7 @@ impl Server {
         }
     }
 
-    /// Returns the size of a blob if the caller may have it.
+    /// Returns the size of a blob if the caller may have it; takes no longer than a caller waits for headers.
     async fn admit(&self, wish: &Wish<'_>) -> Result<u64, Failure> {
         let now = Instant::now();
         let known = lock(&self.rights).known(&wish.caller, wish.what(), now);
@@ -171,7 +174,10 @@ impl Server {
             count("remembered");
             return Ok(size);
         }
-        match self.probe(wish).await {
+        let limit = self.headers_within;
+        let asked = tokio::time::timeout(limit, self.probe(wish)).await;
+        let silent = || Err(Arc::new(UpstreamError::Silent { by: wish.registry.to_owned(), limit }));
+        match asked.unwrap_or_else(|_| silent()) {
             Ok(size) => {
                 count("granted");
                 lock(&self.rights).grant(&wish.caller, wish.what(), size, now);
@@ -201,7 +207,11 @@ impl Server {
 
     /// Asks upstream about a wish; callers who ask the same share one question.
     async fn probe(&self, wish: &Wish<'_>) -> Result<u64, Arc<UpstreamError>> {
-        let key = lock(&self.rights).key(&wish.caller, wish.what());
+        // Two mirrors that ask each other must not wait for each other: what came another way is another question.
+        let mut key = blake3::Hasher::new();
+        key.update(&lock(&self.rights).key(&wish.caller, wish.what()));
+        key.update(wish.ask.hops.join(",").as_bytes()).update(&[u8::from(wish.ask.no_peer)]);
+        let key = *key.finalize().as_bytes();
         let probe = {
             let mut probes = lock(&self.probes);
             match probes.get(&key).and_then(WeakShared::upgrade) {
@@ -249,6 +259,7 @@ impl Server {
         headers: &HeaderMap,
         permit: OwnedSemaphorePermit,
     ) -> Result<Response, Failure> {
+        let begun = Instant::now();
         let size = self.admit(wish).await?;
         let etag = format!("\"sha256:{}\"", wish.digest);
         let mut answer = Response::new(Body::empty());
@@ -275,7 +286,7 @@ impl Server {
             Wanted::Unsatisfiable => return Err(Failure::Range { size }),
         };
         answer.headers_mut().insert(CONTENT_LENGTH, (range.end - range.start).into());
-        *answer.body_mut() = self.body(wish, size, range, permit).await?;
+        *answer.body_mut() = self.body(wish, size, range, begun, permit).await?;
         Ok(answer)
     }
 
@@ -284,6 +295,7 @@ impl Server {
         wish: &Wish<'_>,
         size: u64,
         range: Range<u64>,
+        begun: Instant,
         permit: OwnedSemaphorePermit,
     ) -> Result<Body, Failure> {
         let (store, digest) = (self.store.clone(), *wish.digest);
@@ -294,6 +306,7 @@ impl Server {
             path: wish.path.clone(),
             authorization: wish.ask.authorization.clone(),
             caller: wish.caller,
+            key: lock(&self.rights).key(&wish.caller, wish.what()),
             hops: wish.ask.hops.clone(),
             no_peer: wish.ask.no_peer,
         });
@@ -302,11 +315,22 @@ impl Server {
         }
         let mut reader = Reader::new(self.fetcher.clone(), pin, errand, range);
         // An error before the first byte can still be told as a status; nobody waits for that longer than for headers.
-        let first = match tokio::time::timeout(self.headers_within, reader.next()).await {
+        let patience = self.headers_within.saturating_sub(begun.elapsed());
+        let first = match tokio::time::timeout(patience, reader.next()).await {
             Ok(Ok(first)) => first,
-            Ok(Err(error)) => return Err(Failure::Upstream(error)),
+            Ok(Err(error)) => {
+                if let UpstreamError::Odd { .. } = *error {
+                    // Perhaps it is the size that we remember that is odd.
+                    let mut rights = lock(&self.rights);
+                    let nobody = rights.caller(None);
+                    rights.revoke(&wish.caller, wish.what());
+                    rights.revoke(&nobody, wish.what());
+                }
+                return Err(Failure::Upstream(error));
+            }
             Err(_) => None,
         };
+        let stall = self.stall;
         let served = self.metrics.served.clone();
         let path = wish.path.clone();
         let rest = stream::try_unfold((first, reader, permit), move |(first, mut reader, permit)| {
@@ -314,10 +338,15 @@ impl Server {
             async move {
                 let next = match first {
                     Some(bytes) => Some(bytes),
-                    None => reader.next().await.map_err(|error| {
-                        tracing::warn!(%error, path, missing = reader.left(), "cutting an answer short: nobody gives the rest");
-                        std::io::Error::other(error.to_string())
-                    })?,
+                    None => {
+                        // A caller that gets nothing for so long is better off asking somebody else.
+                        let next = tokio::time::timeout(stall, reader.next()).await;
+                        let silent = || Err(Arc::new(UpstreamError::Silent { by: "everybody".into(), limit: stall }));
+                        next.unwrap_or_else(|_| silent()).map_err(|error| {
+                            tracing::warn!(%error, path, missing = reader.left(), "cutting an answer short: nobody gives the rest");
+                            std::io::Error::other(error.to_string())
+                        })?
+                    }
                 };
                 Ok::<_, std::io::Error>(next.map(|bytes| {
                     served.inc_by(bytes.len() as u64);
@@ -445,7 +474,7 @@ impl Server {
             return Err(odd("the manifest does not match the digest in its header"));
         }
         let media_type = match answer.headers().get(CONTENT_TYPE) {
-            Some(is) if is.as_bytes().starts_with(b"text/html") => return Err(odd("answers with a web page")),
+            Some(_) if is_page(answer.headers()) => return Err(odd("answers with a web page")),
             Some(is) => is.clone(),
             None => HeaderValue::from_static("application/vnd.oci.image.manifest.v1+json"),
         };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER,
     WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -27,6 +27,8 @@ use super::resolve;
 const MAX_REDIRECTS: usize = 5;
 /// How long a blob's place is remembered. Signed URLs live for minutes; one that died is asked once and forgotten.
 const TARGET_LIFE: Duration = Duration::from_secs(120);
+/// How long a mirror that did not answer is left alone.
+const ILL: Duration = Duration::from_secs(5);
 /// Remembered places.
 const MOST_TARGETS: usize = 4096;
 
@@ -136,7 +138,10 @@ struct Link {
     client: reqwest::Client,
     trusted: bool,
     first_byte: Duration,
+    stall: Duration,
     lend: Option<HeaderValue>,
+    /// Until when a mirror that was dead or silent is not asked.
+    ill: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -152,7 +157,6 @@ pub(super) struct Upstream {
     mirrors: Vec<Link>,
     registries: BTreeMap<String, Link>,
     places: Mutex<HashMap<(Caller, String), Place>>,
-    stall: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -167,8 +171,17 @@ impl Upstream {
             let name = mirror.url.origin().ascii_serialization();
             let client = client(&name, times, mirror.skip_verify, &mirror.ca_files, false)?;
             let url = mirror.url.clone();
-            let first_byte = times.first_byte_mirror;
-            mirrors.push(Link { name, url, client, trusted: mirror.trusted, first_byte, lend: None });
+            mirrors.push(Link {
+                name,
+                url,
+                client,
+                trusted: mirror.trusted,
+                first_byte: times.first_byte_mirror,
+                // Shorter than our callers' patience, so that there is time for the registry.
+                stall: times.stall.min(times.first_byte_mirror),
+                lend: None,
+                ill: Mutex::default(),
+            });
         }
         let mut registries = BTreeMap::new();
         for registry in &config.registries {
@@ -189,16 +202,24 @@ impl Upstream {
                 })?),
                 None => None,
             };
-            let link =
-                Link { name: name.clone(), url, client, trusted: true, first_byte: times.first_byte_registry, lend };
+            let link = Link {
+                name: name.clone(),
+                url,
+                client,
+                trusted: true,
+                first_byte: times.first_byte_registry,
+                stall: times.stall,
+                lend,
+                ill: Mutex::default(),
+            };
             registries.insert(name, link);
         }
-        Ok(Self { id, mirrors, registries, places: Mutex::default(), stall: times.stall, metrics })
+        Ok(Self { id, mirrors, registries, places: Mutex::default(), metrics })
     }
 
-    /// Returns the mirrors in order, all or only those whose word counts.
+    /// Returns the mirrors in order that are not known to be ill, all or only those whose word counts.
     pub(super) fn mirrors(&self, only_trusted: bool) -> impl Iterator<Item = Via> + '_ {
-        let counts = move |link: &Link| link.trusted || !only_trusted;
+        let counts = move |link: &Link| (link.trusted || !only_trusted) && !link.is_ill();
         self.mirrors.iter().enumerate().filter(move |(_, link)| counts(link)).map(|(number, _)| Via::Mirror(number))
     }
 
@@ -213,8 +234,11 @@ impl Upstream {
     /// Sends `call` and returns a successful answer, wherever redirects led to.
     pub(super) async fn send(&self, via: Via, call: &Call<'_>) -> Result<reqwest::Response, UpstreamError> {
         let outcome = self.follow(via, call).await;
-        if outcome.is_err() {
+        if let Err(error) = &outcome {
             self.metrics.upstream_errors.get_or_create(&via.label()).inc();
+            if let Ok(link) = self.link(via, call) {
+                link.note(error);
+            }
         }
         outcome
     }
@@ -343,6 +367,9 @@ impl Upstream {
     async fn probe_at(&self, via: Via, call: &Call<'_>) -> Result<u64, UpstreamError> {
         let head = Call { method: Method::HEAD, range: None, ..call.clone() };
         let size = match self.send_once(via, &head).await {
+            Ok(answer) if is_page(answer.headers()) => {
+                return Err(odd(self.link(via, call)?, "answers with a web page"));
+            }
             Ok(answer) if answer.status().is_success() => length(answer.headers()),
             Ok(_) => None,
             Err(UpstreamError::Refused { status, .. })
@@ -353,6 +380,9 @@ impl Upstream {
             Err(UpstreamError::Broken { status: StatusCode::NOT_IMPLEMENTED, .. }) => None,
             Err(error) => {
                 self.metrics.upstream_errors.get_or_create(&via.label()).inc();
+                if let Ok(link) = self.link(via, call) {
+                    link.note(&error);
+                }
                 return Err(error);
             }
         };
@@ -384,15 +414,24 @@ impl Upstream {
         answer: &mut reqwest::Response,
     ) -> Result<Option<Bytes>, UpstreamError> {
         let by = || self.name(via, registry).to_owned();
-        match tokio::time::timeout(self.stall, answer.chunk()).await {
+        let link = match via {
+            Via::Mirror(number) => self.mirrors.get(number),
+            Via::Registry => self.registries.get(registry),
+        };
+        let stall = link.map_or(ILL, |link| link.stall);
+        let outcome = match tokio::time::timeout(stall, answer.chunk()).await {
             Ok(Ok(Some(bytes))) => {
                 self.metrics.bytes.get_or_create(&via.label()).inc_by(bytes.len() as u64);
                 Ok(Some(bytes))
             }
             Ok(Ok(None)) => Ok(None),
             Ok(Err(error)) => Err(UpstreamError::Unreachable { by: by(), reason: innermost(&error) }),
-            Err(_) => Err(UpstreamError::Silent { by: by(), limit: self.stall }),
+            Err(_) => Err(UpstreamError::Silent { by: by(), limit: stall }),
+        };
+        if let (Err(error), Some(link)) = (&outcome, link) {
+            link.note(error);
         }
+        outcome
     }
 
     fn link(&self, via: Via, call: &Call<'_>) -> Result<&Link, UpstreamError> {
@@ -415,6 +454,19 @@ impl Upstream {
         }
         if places.len() < MOST_TARGETS {
             places.entry(key).or_insert(Place { url, at: Instant::now() });
+        }
+    }
+}
+
+impl Link {
+    fn is_ill(&self) -> bool {
+        self.ill.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Leaves the link alone for a while if it is dead or silent. Looked at for mirrors only: nobody stands in for a registry.
+    fn note(&self, error: &UpstreamError) {
+        if matches!(error, UpstreamError::Unreachable { .. } | UpstreamError::Silent { .. }) {
+            *self.ill.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ILL);
         }
     }
 }
@@ -470,6 +522,11 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     let (first, last) = (first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?);
     let total = total.trim().parse().ok()?;
     (first <= last && last < total).then(|| (first..last + 1, total))
+}
+
+/// Whether it is HTML, which no registry's answer is: a login page or a proxy's error.
+pub(super) fn is_page(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|is| is.as_bytes().starts_with(b"text/html"))
 }
 
 /// Returns what Content-Length says.
