@@ -267,7 +267,7 @@ impl Blob {
         let got = if checked { read(within.clone()) } else { read(extent.clone()) };
         match got {
             Err(error) => {
-                tracing::warn!(blob = %self.digest, piece, %error, "could not read a cached piece; it is fetched again")
+                tracing::warn!(blob = %self.digest, piece, %error, "could not read a cached piece; it is fetched again");
             }
             Ok(bytes) if checked => return Some(bytes),
             Ok(bytes) if *blake3::hash(&bytes).as_bytes() == sum => {
@@ -278,7 +278,7 @@ impl Blob {
                 return Some(bytes.slice(at(within.start)?..at(within.end)?));
             }
             Ok(_) => {
-                tracing::warn!(blob = %self.digest, piece, "a cached piece is not what was stored; it is fetched again")
+                tracing::warn!(blob = %self.digest, piece, "a cached piece is not what was stored; it is fetched again");
             }
         }
         self.drop_piece(piece);

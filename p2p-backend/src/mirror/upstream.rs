@@ -372,11 +372,9 @@ impl Upstream {
             }
             Ok(answer) if answer.status().is_success() => length(answer.headers()),
             Ok(_) => None,
-            Err(UpstreamError::Refused { status, .. })
-                if matches!(status, StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED) =>
-            {
-                None
-            }
+            Err(UpstreamError::Refused {
+                status: StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED, ..
+            }) => None,
             Err(UpstreamError::Broken { status: StatusCode::NOT_IMPLEMENTED, .. }) => None,
             Err(error) => {
                 self.metrics.upstream_errors.get_or_create(&via.label()).inc();

@@ -91,6 +91,7 @@ async fn the_quota_evicts_what_was_unused_for_longest_and_never_what_is_read() {
     assert!(node.metric("nydus_p2p_unkept_pieces_total").await > 0);
 }
 
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_does_not_stand_in_the_way() {
     if !nix::unistd::geteuid().is_root() {

@@ -194,7 +194,7 @@ async fn mirrors_that_name_each_other_do_not_wait_for_each_other() {
     let content = Arc::new(noise(6 * MIB, 68));
     let path = origin.blob("open", &content);
     // Two ports that are free now: each must know the other's before it starts.
-    let free = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let free = async || TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let ports = [free().await, free().await];
     let mut nodes = Vec::new();
     for number in 0..2 {
