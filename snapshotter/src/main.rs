@@ -10,6 +10,10 @@ use clap::Parser;
 use nydus_snapshotter::cli::{self, Cli};
 use nydus_snapshotter::config::{Config, LogTo};
 use nydus_snapshotter::run;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 #[expect(
     clippy::print_stdout,
@@ -53,15 +57,21 @@ fn start(cli: &Cli, mut warnings: Vec<String>) -> Result<()> {
 }
 
 fn open_log(config: &Config) -> Result<()> {
-    let log = tracing_subscriber::fmt().with_max_level(config.log_level).with_ansi(false);
+    // Libraries tell every frame at debug level; what they warn of may matter.
+    let ours = ["nydus_snapshotter", "containerd_nydus_grpc", "nydus_backend", "nydusd"];
+    let filter = Targets::new()
+        .with_default(LevelFilter::from_level(config.log_level).min(LevelFilter::WARN))
+        .with_targets(ours.map(|target| (target, config.log_level)));
+    let log = tracing_subscriber::fmt::layer().with_ansi(false);
+    let registry = tracing_subscriber::registry();
     match &config.log_to {
-        LogTo::Stdout => log.init(),
+        LogTo::Stdout => registry.with(log.with_filter(filter)).init(),
         LogTo::Directory(directory) => {
             let path = directory.join("nydus-snapshotter.log");
             let opened = std::fs::create_dir_all(directory)
                 .and_then(|()| OpenOptions::new().create(true).append(true).mode(0o640).open(&path));
             let file = opened.with_context(|| format!("opening the log {}", path.display()))?;
-            log.with_writer(std::sync::Mutex::new(file)).init();
+            registry.with(log.with_writer(std::sync::Mutex::new(file)).with_filter(filter)).init();
         }
     }
     Ok(())
