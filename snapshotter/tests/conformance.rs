@@ -1,5 +1,6 @@
 //! The service as containerd's own test suite for snapshotters expects it, over the real socket.
 
+#[path = "bed/bed.rs"]
 mod bed;
 
 use std::collections::HashMap;
@@ -61,7 +62,10 @@ async fn layers_stack_and_containers_write_to_their_own() {
 async fn a_view_of_nothing_is_an_empty_directory() {
     let mut bed = Bed::plain().await;
     let mounts = bed.view("empty", "").await.expect("viewed");
-    assert_eq!((mounts[0].r#type.as_str(), mounts[0].options.as_slice()), ("bind", &["ro".to_owned(), "rbind".to_owned()][..]));
+    assert_eq!(
+        (mounts[0].r#type.as_str(), mounts[0].options.as_slice()),
+        ("bind", &["ro".to_owned(), "rbind".to_owned()][..])
+    );
     assert_eq!(fs::read_dir(&mounts[0].source).expect("there").count(), 0);
     let info = bed.stat("empty").await.expect("known");
     assert_eq!(info.kind(), Kind::View);
@@ -202,17 +206,24 @@ async fn a_new_directory_is_owned_as_the_one_below() {
 #[tokio::test]
 async fn a_data_layer_is_supplied_without_a_download() {
     let mut bed = Bed::plain().await;
-    let ask = |target: &str| labels(&[(TARGET, target), (DATA, "true"), ("containerd.io/snapshot/cri.image-ref", "r/i:1")]);
+    let ask =
+        |target: &str| labels(&[(TARGET, target), (DATA, "true"), ("containerd.io/snapshot/cri.image-ref", "r/i:1")]);
     // Two namespaces pull the same image: the second finds the layers of the first.
     for namespace in ["one", "two"] {
         let mut parent = String::new();
         for target in ["sha256:a", "sha256:b"] {
-            assert_eq!(code(bed.prepare(&format!("{namespace}/extract-{target}"), &parent, ask(target)).await), Code::AlreadyExists);
+            assert_eq!(
+                code(bed.prepare(&format!("{namespace}/extract-{target}"), &parent, ask(target)).await),
+                Code::AlreadyExists
+            );
             // What containerd does next, to the letter.
             let filter = format!(r#"labels."{TARGET}"=={target},parent=="{parent}""#);
             let found = bed.list(&[&filter]).await.expect("listed");
             assert_eq!(found.len(), 1, "{found:?}");
-            assert_eq!((found[0].kind(), found[0].labels[TARGET].as_str(), found[0].parent.as_str()), (Kind::Committed, target, parent.as_str()));
+            assert_eq!(
+                (found[0].kind(), found[0].labels[TARGET].as_str(), found[0].parent.as_str()),
+                (Kind::Committed, target, parent.as_str())
+            );
             parent = found[0].name.clone();
             assert_eq!(bed.stat(&parent).await.expect("known").name, parent);
         }
@@ -242,7 +253,10 @@ async fn a_data_layer_whose_name_is_taken_by_another_chain_is_found_all_the_same
 async fn a_leftover_extract_record_goes_when_the_layer_is_supplied() {
     let mut bed = Bed::plain().await;
     bed.prepare("extract", "", none()).await.expect("prepared");
-    assert_eq!(code(bed.prepare("extract", "", labels(&[(TARGET, "sha256:a"), (DATA, "true")])).await), Code::AlreadyExists);
+    assert_eq!(
+        code(bed.prepare("extract", "", labels(&[(TARGET, "sha256:a"), (DATA, "true")])).await),
+        Code::AlreadyExists
+    );
     let names: Vec<String> = bed.list(&[]).await.expect("listed").into_iter().map(|info| info.name).collect();
     assert_eq!(names, ["sha256:a"]);
     assert_eq!(bed.directories().len(), 1);

@@ -108,7 +108,11 @@ impl Options {
         }
         let (data, directory) = relative(data);
         if data.len() >= PAGE {
-            bail!("the options take {} bytes, and the kernel reads {}: this image has too many layers", data.len(), PAGE - 1);
+            bail!(
+                "the options take {} bytes, and the kernel reads {}: this image has too many layers",
+                data.len(),
+                PAGE - 1
+            );
         }
         Ok(Self { flags, data, directory })
     }
@@ -142,16 +146,22 @@ fn flag(option: &str) -> Option<(MsFlags, bool)> {
 
 /// Names lower directories relative to the directory that they share, if it is more than `/`.
 fn relative(data: Vec<String>) -> (String, Option<PathBuf>) {
-    let lowers: Vec<&Path> =
-        data.iter().filter_map(|option| option.strip_prefix("lowerdir=")).flat_map(|list| list.split(':')).map(Path::new).collect();
+    let lowers: Vec<&Path> = data
+        .iter()
+        .filter_map(|option| option.strip_prefix("lowerdir="))
+        .flat_map(|list| list.split(':'))
+        .map(Path::new)
+        .collect();
     let shared = lowers.iter().skip(1).fold(lowers.first().and_then(|first| first.parent()), |shared, path| {
         shared.and_then(|shared| shared.ancestors().find(|ancestor| path.starts_with(ancestor)))
     });
-    let Some(shared) = shared.filter(|shared| shared.is_absolute() && *shared != Path::new("/")).map(Path::to_path_buf) else {
+    let Some(shared) = shared.filter(|shared| shared.is_absolute() && *shared != Path::new("/")).map(Path::to_path_buf)
+    else {
         return (data.join(","), None);
     };
     let shorten = |path: &str| {
-        let rest = Path::new(path).strip_prefix(&shared).map_or(path.to_owned(), |rest| rest.to_string_lossy().into_owned());
+        let rest =
+            Path::new(path).strip_prefix(&shared).map_or(path.to_owned(), |rest| rest.to_string_lossy().into_owned());
         if rest.is_empty() { ".".to_owned() } else { rest }
     };
     let options: Vec<String> = data
@@ -177,7 +187,9 @@ mod tests {
         let got = request(&["overlay", "/t", "-n", "-o", "ro,lowerdir=/a", "-o", "x=y"]).expect("valid");
         let want = Request { source: "overlay".into(), target: "/t".into(), options: "ro,lowerdir=/a,x=y".into() };
         assert_eq!(got, want);
-        for bad in [&["overlay"][..], &["overlay", "/t"], &["overlay", "/t", "-o"], &["a", "b", "c", "-o", "x"], &["-z"]] {
+        for bad in
+            [&["overlay"][..], &["overlay", "/t"], &["overlay", "/t", "-o"], &["a", "b", "c", "-o", "x"], &["-z"]]
+        {
             request(bad).expect_err("incomplete");
         }
     }
@@ -196,7 +208,8 @@ mod tests {
 
     #[test]
     fn a_long_list_is_named_from_where_it_is() {
-        let lowers: Vec<String> = (0..100).map(|layer| format!("/var/lib/somewhere/far/away/indeed/snapshots/{layer}/fs")).collect();
+        let lowers: Vec<String> =
+            (0..100).map(|layer| format!("/var/lib/somewhere/far/away/indeed/snapshots/{layer}/fs")).collect();
         let text = format!("upperdir=/u,lowerdir={}:/var/lib/somewhere/far/away/indeed/mnt/7", lowers.join(":"));
         let options = Options::read(&text).expect("fits when shortened");
         assert_eq!(options.directory, Some("/var/lib/somewhere/far/away/indeed".into()));

@@ -1,6 +1,6 @@
 //! The real program on a real socket, in a directory of its own.
 
-#![allow(dead_code, reason = "each test file uses a part of the bed")]
+#![expect(dead_code, reason = "each test file uses a part of the bed")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use containerd_snapshots::api::snapshots::v1::snapshots_client::SnapshotsClient;
 use containerd_snapshots::api::snapshots::v1::{
     CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
-    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest, UsageResponse, ViewSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest, UsageResponse,
+    ViewSnapshotRequest,
 };
 use containerd_snapshots::api::types::Mount;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -20,33 +21,33 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
 /// What every test starts from: the program runs and serves.
-pub struct Bed {
-    pub dir: tempfile::TempDir,
-    pub client: SnapshotsClient<Channel>,
+pub(crate) struct Bed {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) client: SnapshotsClient<Channel>,
     child: Option<Child>,
     nydusd: PathBuf,
     flags: Vec<String>,
 }
 
 /// A template that finds blobs in a directory.
-pub fn localfs_template(blobs: &Path) -> String {
+pub(crate) fn localfs_template(blobs: &Path) -> String {
     format!(
         r#"{{"device":{{"backend":{{"type":"localfs","config":{{"dir":"{}"}}}},"cache":{{"type":"blobcache","config":{{}}}}}},"mode":"direct","digest_validate":false,"enable_xattr":true}}"#,
         blobs.display()
     )
 }
 
-pub fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 impl Bed {
     /// For images without nydusd.
-    pub async fn plain() -> Self {
+    pub(crate) async fn plain() -> Self {
         Self::new(Path::new("/bin/true"), &localfs_template(Path::new("/nonexistent")), &[]).await
     }
 
-    pub async fn new(nydusd: &Path, template: &str, flags: &[&str]) -> Self {
+    pub(crate) async fn new(nydusd: &Path, template: &str, flags: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("snap-").tempdir().expect("a directory");
         std::fs::write(dir.path().join("template.json"), template).expect("written");
         let client = connect(&dir.path().join("s.sock"));
@@ -56,14 +57,15 @@ impl Bed {
         bed
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("r")
     }
 
     /// Starts the program and waits until it serves.
-    pub async fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).expect("opened");
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).expect("opened");
         let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-nydus-grpc"));
         command.arg("--root").arg(self.root()).arg("--address").arg(self.dir.path().join("s.sock"));
         command.arg("--nydusd-config").arg(self.dir.path().join("template.json")).arg("--nydusd").arg(&self.nydusd);
@@ -82,32 +84,37 @@ impl Bed {
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     /// Ends the program without a chance to tidy up.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it is ours");
         child.wait().expect("it is ours");
     }
 
     /// Ends the program as a service manager does.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let mut child = self.child.take().expect("it runs");
         signal(i32::try_from(child.id()).expect("small"), Signal::SIGTERM);
         let status = child.wait().expect("it is ours");
         assert!(status.success(), "it ended with {status}:\n{}", self.log());
     }
 
-    pub async fn prepare(&mut self, key: &str, parent: &str, labels: HashMap<String, String>) -> Result<Vec<Mount>, Status> {
+    pub(crate) async fn prepare(
+        &mut self,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Mount>, Status> {
         let request =
             PrepareSnapshotRequest { snapshotter: String::new(), key: key.into(), parent: parent.into(), labels };
         Ok(self.client.prepare(request).await?.into_inner().mounts)
     }
 
-    pub async fn view(&mut self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
+    pub(crate) async fn view(&mut self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
         let request = ViewSnapshotRequest {
             snapshotter: String::new(),
             key: key.into(),
@@ -117,26 +124,31 @@ impl Bed {
         Ok(self.client.view(request).await?.into_inner().mounts)
     }
 
-    pub async fn mounts(&mut self, key: &str) -> Result<Vec<Mount>, Status> {
+    pub(crate) async fn mounts(&mut self, key: &str) -> Result<Vec<Mount>, Status> {
         let request = MountsRequest { snapshotter: String::new(), key: key.into() };
         Ok(self.client.mounts(request).await?.into_inner().mounts)
     }
 
-    pub async fn commit(&mut self, name: &str, key: &str, labels: HashMap<String, String>) -> Result<(), Status> {
+    pub(crate) async fn commit(
+        &mut self,
+        name: &str,
+        key: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<(), Status> {
         let request = CommitSnapshotRequest { snapshotter: String::new(), name: name.into(), key: key.into(), labels };
         self.client.commit(request).await.map(drop)
     }
 
-    pub async fn remove(&mut self, key: &str) -> Result<(), Status> {
+    pub(crate) async fn remove(&mut self, key: &str) -> Result<(), Status> {
         self.client.remove(RemoveSnapshotRequest { snapshotter: String::new(), key: key.into() }).await.map(drop)
     }
 
-    pub async fn stat(&mut self, key: &str) -> Result<Info, Status> {
+    pub(crate) async fn stat(&mut self, key: &str) -> Result<Info, Status> {
         let answer = self.client.stat(StatSnapshotRequest { snapshotter: String::new(), key: key.into() }).await?;
         Ok(answer.into_inner().info.expect("an answer holds what was asked for"))
     }
 
-    pub async fn update(&mut self, info: Info, fields: &[&str]) -> Result<Info, Status> {
+    pub(crate) async fn update(&mut self, info: Info, fields: &[&str]) -> Result<Info, Status> {
         let paths = fields.iter().map(|field| (*field).to_owned()).collect();
         let mut request = UpdateSnapshotRequest { snapshotter: String::new(), info: Some(info), update_mask: None };
         let mut mask = request.update_mask.take().unwrap_or_default();
@@ -146,15 +158,15 @@ impl Bed {
         Ok(answer.into_inner().info.expect("an answer holds what was asked for"))
     }
 
-    pub async fn usage(&mut self, key: &str) -> Result<UsageResponse, Status> {
+    pub(crate) async fn usage(&mut self, key: &str) -> Result<UsageResponse, Status> {
         Ok(self.client.usage(UsageRequest { snapshotter: String::new(), key: key.into() }).await?.into_inner())
     }
 
-    pub async fn cleanup(&mut self) -> Result<(), Status> {
+    pub(crate) async fn cleanup(&mut self) -> Result<(), Status> {
         self.client.cleanup(CleanupRequest { snapshotter: String::new() }).await.map(drop)
     }
 
-    pub async fn list(&mut self, filters: &[&str]) -> Result<Vec<Info>, Status> {
+    pub(crate) async fn list(&mut self, filters: &[&str]) -> Result<Vec<Info>, Status> {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
         let mut stream =
             self.client.list(ListSnapshotsRequest { snapshotter: String::new(), filters }).await?.into_inner();
@@ -166,7 +178,7 @@ impl Bed {
     }
 
     /// Numbers of the snapshot directories on disk.
-    pub fn directories(&self) -> Vec<String> {
+    pub(crate) fn directories(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.root().join("snapshots")).expect("it is there");
         let mut names: Vec<String> =
             entries.map(|entry| entry.expect("read").file_name().into_string().expect("text")).collect();
@@ -175,7 +187,7 @@ impl Bed {
     }
 
     /// Processes of nydusd that serve this root.
-    pub fn nydusds(&self) -> Vec<i32> {
+    pub(crate) fn nydusds(&self) -> Vec<i32> {
         let root = self.root().to_string_lossy().into_owned();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("mounted").flatten() {
@@ -220,25 +232,24 @@ impl Drop for Bed {
 /// Connects when it is first used.
 fn connect(socket: &Path) -> SnapshotsClient<Channel> {
     let socket = socket.to_path_buf();
-    let channel = Endpoint::from_static("http://socket").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        tokio::net::UnixStream::connect(socket.clone())
-    }));
+    let channel = Endpoint::from_static("http://socket")
+        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| tokio::net::UnixStream::connect(socket.clone())));
     SnapshotsClient::new(channel)
 }
 
-pub fn signal(pid: i32, signal: Signal) {
+pub(crate) fn signal(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
-pub fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> Code {
+pub(crate) fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> Code {
     answer.expect_err("it must fail").code()
 }
 
 /// Something mounted for as long as this lives.
-pub struct Mounted(pub tempfile::TempDir);
+pub(crate) struct Mounted(pub(crate) tempfile::TempDir);
 
 impl Mounted {
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -250,7 +261,7 @@ impl Drop for Mounted {
 }
 
 /// Mounts what a call answered, as containerd does.
-pub fn mounted(mounts: &[Mount]) -> Mounted {
+pub(crate) fn mounted(mounts: &[Mount]) -> Mounted {
     let [one] = mounts else { panic!("one mount is expected: {mounts:?}") };
     let at = Mounted(tempfile::Builder::new().prefix("snap-mnt-").tempdir().expect("a directory"));
     let bind = one.r#type == "bind";
@@ -268,7 +279,7 @@ pub fn mounted(mounts: &[Mount]) -> Mounted {
 }
 
 /// Whether this test can run; prints why not.
-pub fn may_mount() -> bool {
+pub(crate) fn may_mount() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         println!("skipped: mounting needs root");
@@ -277,7 +288,7 @@ pub fn may_mount() -> bool {
 }
 
 /// A nydusd to test with: `NYDUSD`, or the one built beside us; prints why there is none.
-pub fn nydusd() -> Option<PathBuf> {
+pub(crate) fn nydusd() -> Option<PathBuf> {
     let named = std::env::var_os("NYDUSD").map(PathBuf::from);
     let beside = Path::new(env!("CARGO_BIN_EXE_containerd-nydus-grpc")).with_file_name("nydusd");
     let found = named.into_iter().chain([beside]).find(|path| path.exists());

@@ -1,0 +1,364 @@
+//! Images served by a real nydusd: a golden image over the backend of plain files.
+
+#[path = "bed/bed.rs"]
+mod bed;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bed::{Bed, code, labels, localfs_template, mounted, signal};
+use nix::sys::signal::Signal;
+use sha2::{Digest, Sha256};
+use tonic::Code;
+
+const TARGET: &str = "containerd.io/snapshot.ref";
+const LAYERS: [&str; 2] = [
+    "9fa12c0ba8d88fee2711b767f01bdaeb4ed75b066b211796953b77c1ddef6456",
+    "bb7d01dd80085b9c2d9d45de9acfb91846aa2edaeea6482fb2c2dfa33b683a2d",
+];
+
+/// The golden image, unpacked once per test.
+struct Golden {
+    dir: tempfile::TempDir,
+}
+
+impl Golden {
+    fn unpack() -> Option<Self> {
+        let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/upstream.tar.zst");
+        let Ok(file) = fs::File::open(&archive) else {
+            println!("skipped: there is no {}", archive.display());
+            return None;
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut tar = tar::Archive::new(zstd::Decoder::new(file).expect("zstd"));
+        for entry in tar.entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            if entry.path().expect("a path").starts_with("out/merge6") {
+                entry.unpack_in(dir.path()).expect("unpacked");
+            }
+        }
+        let golden = Self { dir };
+        fs::create_dir(golden.blobs()).expect("made");
+        for (number, blob) in LAYERS.iter().enumerate() {
+            let from = golden.image().join(format!("layer{}/blobs/{blob}", number + 1));
+            fs::copy(from, golden.blobs().join(blob)).expect("copied");
+        }
+        Some(golden)
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("out/merge6")
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.dir.path().join("blobs")
+    }
+
+    fn template(&self) -> String {
+        localfs_template(&self.blobs())
+    }
+
+    /// Compares type, size, mode and content of everything with the golden manifest.
+    fn compare(&self, at: &Path) {
+        let manifest = fs::read_to_string(self.image().join("mount.jsonl")).expect("read");
+        let mut files = 0;
+        for line in manifest.lines() {
+            let want: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let hex = want["path_hex"].as_str().expect("text");
+            let bytes: Vec<u8> =
+                (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex")).collect();
+            let path = at.join(Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&bytes)));
+            let found = path.symlink_metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let mode = u32::from_str_radix(want["mode"].as_str().expect("text"), 8).expect("octal");
+            assert_eq!(found.mode() & 0o7777, mode & 0o7777, "{}", path.display());
+            if let Some(sum) = want["sha256"].as_str().filter(|_| found.is_file()) {
+                let got = Sha256::digest(fs::read(&path).expect("read"));
+                let got: String = got.iter().map(|byte| format!("{byte:02x}")).collect();
+                assert_eq!(got, sum, "{}", path.display());
+                files += 1;
+            }
+        }
+        assert!(files > 20, "the manifest lists files");
+    }
+}
+
+/// Pulls the golden image as containerd does.
+async fn pull(bed: &mut Bed, golden: &Golden, namespace: &str) -> String {
+    let mut parent = String::new();
+    for (number, blob) in LAYERS.iter().enumerate() {
+        let target = format!("sha256:chain{number}");
+        let ask = labels(&[
+            (TARGET, &target),
+            ("containerd.io/snapshot/nydus-blob", "true"),
+            ("containerd.io/snapshot/cri.layer-digest", &format!("sha256:{blob}")),
+        ]);
+        assert_eq!(code(bed.prepare(&format!("{namespace}/x{number}"), &parent, ask).await), Code::AlreadyExists);
+        parent = target;
+    }
+    let boot = labels(&[(TARGET, "sha256:top"), ("containerd.io/snapshot/nydus-bootstrap", "true")]);
+    let key = format!("{namespace}/extract");
+    let mounts = bed.prepare(&key, &parent, boot.clone()).await.expect("prepared");
+    let at = mounted(&mounts);
+    fs::create_dir(at.path().join("image")).expect("made");
+    fs::copy(golden.image().join("bootstrap"), at.path().join("image/image.boot")).expect("copied");
+    drop(at);
+    let name = format!("{namespace}/sha256:top");
+    bed.commit(&name, &key, boot).await.expect("committed");
+    name
+}
+
+fn none() -> HashMap<String, String> {
+    HashMap::new()
+}
+
+/// A bed with the golden image, unless this machine cannot.
+async fn ready(flags: &[&str]) -> Option<(Bed, Golden)> {
+    let nydusd = bed::nydusd()?;
+    let golden = Golden::unpack()?;
+    let bed = Bed::new(&nydusd, &golden.template(), flags).await;
+    Some((bed, golden))
+}
+
+async fn eventually(what: &str, limit: Duration, mut check: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !check() {
+        assert!(begun.elapsed() < limit, "{what}: not within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_container_sees_the_image_and_writes_beside_it() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    assert!(bed.nydusds().is_empty(), "a pull alone starts nothing");
+    let mounts = bed.prepare("c", &image, none()).await.expect("prepared");
+    let rafs = bed.root().join("mnt/3");
+    assert!(mounts[0].options.contains(&format!("lowerdir={}", rafs.display())), "{mounts:?}");
+    let at = mounted(&mounts);
+    golden.compare(at.path());
+    fs::write(at.path().join("new"), "x").expect("a container may write");
+    assert!(!rafs.join("new").exists());
+    drop(at);
+
+    let config = bed.root().join("config/shared/3/config.json");
+    assert_eq!(config.metadata().expect("written").permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(config).expect("read");
+    let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(config["device"]["id"], "/3");
+    assert_eq!(config["device"]["cache"]["config"]["work_dir"], bed.root().join("cache").to_string_lossy().as_ref());
+
+    let view = mounted(&bed.view("v", &image).await.expect("viewed"));
+    golden.compare(view.path());
+    fs::write(view.path().join("y"), "").expect_err("a view is read-only");
+    drop(view);
+    assert_eq!(bed.nydusds().len(), 1, "one daemon for all");
+    assert!(bed.root().join("logs/shared/nydusd.log").exists());
+}
+
+#[tokio::test]
+async fn a_second_image_and_many_containers_at_once_share_the_daemon() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let one = pull(&mut bed, &golden, "one").await;
+    let two = pull(&mut bed, &golden, "two").await;
+    let calls = (0..12).map(|number| {
+        let mut client = bed.client.clone();
+        let parent = if number % 2 == 0 { one.clone() } else { two.clone() };
+        async move {
+            let request = containerd_snapshots::api::snapshots::v1::PrepareSnapshotRequest {
+                snapshotter: String::new(),
+                key: format!("c{number}"),
+                parent,
+                labels: HashMap::new(),
+            };
+            client.prepare(request).await.expect("prepared")
+        }
+    });
+    futures::future::join_all(calls).await;
+    assert_eq!(bed.nydusds().len(), 1);
+    for key in ["c0", "c1"] {
+        golden.compare(mounted(&bed.mounts(key).await.expect("mounts")).path());
+    }
+}
+
+#[tokio::test]
+async fn layers_above_an_image_are_stacked_on_it() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    for (name, parent) in [("first", image.as_str()), ("second", "first")] {
+        let key = format!("{name}-key");
+        let at = mounted(&bed.prepare(&key, parent, none()).await.expect("prepared"));
+        fs::write(at.path().join(name), name).expect("written");
+        drop(at);
+        bed.commit(name, &key, none()).await.expect("committed");
+    }
+    for mounts in
+        [bed.prepare("c", "second", none()).await, bed.view("v", "second").await, bed.view("w", "first").await]
+    {
+        let at = mounted(&mounts.expect("given"));
+        golden.compare(at.path());
+        assert_eq!(fs::read_to_string(at.path().join("first")).expect("read"), "first");
+    }
+    bed.kill();
+    bed.start().await;
+    let at = mounted(&bed.mounts("c").await.expect("mounts"));
+    assert_eq!(fs::read_to_string(at.path().join("second")).expect("read"), "second");
+}
+
+#[tokio::test]
+async fn a_restarted_snapshotter_adopts_the_living_daemon() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    let mounts = bed.prepare("c", &image, none()).await.expect("prepared");
+    let at = mounted(&mounts);
+    let before = bed.nydusds();
+    assert_eq!(before.len(), 1);
+    for gentle in [true, false] {
+        if gentle {
+            bed.stop()
+        } else {
+            bed.kill()
+        }
+        golden.compare(at.path());
+        bed.start().await;
+        assert_eq!(bed.nydusds(), before);
+        assert_eq!(bed.mounts("c").await.expect("mounts"), mounts);
+        golden.compare(at.path());
+    }
+    let again = bed.prepare("d", &image, none()).await.expect("prepared");
+    golden.compare(mounted(&again).path());
+    assert_eq!(bed.nydusds(), before);
+}
+
+#[tokio::test]
+async fn a_dead_daemon_is_replaced_and_new_containers_work() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    let old = mounted(&bed.prepare("c", &image, none()).await.expect("prepared"));
+    for round in 0..3 {
+        let before = bed.nydusds();
+        signal(before[0], Signal::SIGKILL);
+        let root = bed.root();
+        eventually("the dead mount answers with an error", Duration::from_secs(5), || {
+            fs::read_dir(old.path()).is_err() || fs::read(old.path().join("deep")).is_err()
+        })
+        .await;
+        eventually("a new daemon mounts the image", Duration::from_secs(5), || {
+            fs::read_dir(root.join("mnt/3")).is_ok_and(|entries| entries.count() > 0) && bed.nydusds() != before
+        })
+        .await;
+        let fresh = mounted(&bed.prepare(&format!("d{round}"), &image, none()).await.expect("prepared"));
+        golden.compare(fresh.path());
+    }
+    assert_eq!(bed.nydusds().len(), 1);
+    drop(old);
+    golden.compare(mounted(&bed.mounts("c").await.expect("mounts")).path());
+}
+
+#[tokio::test]
+async fn after_a_reboot_an_existing_container_gets_its_image_back() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    let mounts = bed.prepare("c", &image, none()).await.expect("prepared");
+    bed.kill();
+    for pid in bed.nydusds() {
+        signal(pid, Signal::SIGKILL);
+    }
+    bed.start().await;
+    // Before the first request was served.
+    assert!(fs::read_dir(bed.root().join("mnt/3")).expect("mounted").count() > 0);
+    assert_eq!(bed.mounts("c").await.expect("mounts"), mounts);
+    golden.compare(mounted(&mounts).path());
+    assert_eq!(bed.nydusds().len(), 1);
+}
+
+#[tokio::test]
+async fn removing_an_image_unmounts_it_and_reclaims_its_cache() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    let other = pull(&mut bed, &golden, "two").await;
+    for (key, parent) in [("c", &image), ("d", &other)] {
+        let at = mounted(&bed.prepare(key, parent, none()).await.expect("prepared"));
+        golden.compare(at.path());
+    }
+    let cached = |bed: &Bed| {
+        let entries = fs::read_dir(bed.root().join("cache")).expect("there").flatten();
+        entries.filter(|entry| LAYERS.iter().any(|blob| entry.file_name().to_string_lossy().starts_with(blob))).count()
+    };
+    assert!(cached(&bed) >= 2);
+    let usage = bed.usage("sha256:chain0").await.expect("measured");
+    assert!(usage.size > 100_000, "a data layer uses what is cached of it: {usage:?}");
+    for key in ["c", "one/sha256:top"] {
+        bed.remove(key).await.expect("removed");
+    }
+    // The other nydusd keeps an empty directory there.
+    assert!(fs::read_dir(bed.root().join("mnt/3")).map_or(true, |entries| entries.count() == 0), "unmounted");
+    assert!(!bed.root().join("config/shared/3").exists());
+    assert!(cached(&bed) >= 2, "the other image uses the same blobs");
+    golden.compare(mounted(&bed.mounts("d").await.expect("mounts")).path());
+    for key in ["d", "two/sha256:top", "sha256:chain1", "sha256:chain0"] {
+        bed.remove(key).await.expect("removed");
+    }
+    bed.cleanup().await.expect("cleaned up");
+    assert_eq!(cached(&bed), 0, "nobody uses them any more");
+    assert_eq!(bed.directories(), Vec::<String>::new());
+    // And everything again.
+    let image = pull(&mut bed, &golden, "one").await;
+    golden.compare(mounted(&bed.prepare("c", &image, none()).await.expect("prepared")).path());
+}
+
+#[tokio::test]
+async fn each_image_can_have_its_own_daemon() {
+    let Some((mut bed, golden)) = ready(&["--daemon-mode", "dedicated"]).await else { return };
+    let one = pull(&mut bed, &golden, "one").await;
+    let two = pull(&mut bed, &golden, "two").await;
+    for (key, image) in [("c", &one), ("d", &two)] {
+        golden.compare(mounted(&bed.prepare(key, image, none()).await.expect("prepared")).path());
+    }
+    let both = bed.nydusds();
+    assert_eq!(both.len(), 2);
+    bed.kill();
+    bed.start().await;
+    assert_eq!(bed.nydusds(), both);
+    signal(both[0], Signal::SIGKILL);
+    eventually("it is replaced", Duration::from_secs(5), || bed.nydusds().len() == 2 && bed.nydusds() != both).await;
+    for key in ["c", "d"] {
+        golden.compare(mounted(&bed.mounts(key).await.expect("mounts")).path());
+    }
+    for key in ["c", "one/sha256:top"] {
+        bed.remove(key).await.expect("removed");
+    }
+    eventually("its daemon ends", Duration::from_secs(5), || bed.nydusds().len() == 1).await;
+    golden.compare(mounted(&bed.mounts("d").await.expect("mounts")).path());
+}
+
+#[tokio::test]
+async fn a_broken_image_fails_by_itself() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let image = pull(&mut bed, &golden, "one").await;
+    let boot = bed.root().join("snapshots/3/fs/image/image.boot");
+    fs::write(&boot, "rubbish").expect("written");
+    let error = bed.prepare("c", &image, none()).await.expect_err("there is nothing to mount");
+    assert!(error.message().contains("image.boot"), "{error}");
+    assert_eq!(code(bed.stat("c").await), Code::NotFound, "a failed call leaves no record");
+    fs::copy(golden.image().join("bootstrap"), &boot).expect("copied");
+    golden.compare(mounted(&bed.prepare("c", &image, none()).await.expect("good again")).path());
+}
+
+#[tokio::test]
+async fn without_a_daemon_plain_snapshots_work_and_images_are_unavailable() {
+    if !bed::may_mount() {
+        return;
+    }
+    let Some(golden) = Golden::unpack() else { return };
+    let mut bed = Bed::new(Path::new("/bin/false"), &golden.template(), &[]).await;
+    let image = pull(&mut bed, &golden, "one").await;
+    assert_eq!(code(bed.prepare("c", &image, none()).await), Code::Unavailable);
+    bed.prepare("p", "", none()).await.expect("prepared");
+    bed.kill();
+    bed.start().await;
+    bed.remove("p").await.expect("removed");
+}
