@@ -35,6 +35,7 @@ mod usage;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ use source::Source;
 /// Requests for what comes next to readers that are under way at once, for all blobs of a store. Prefetch has a
 /// number of its own: readers who go on do not queue behind it.
 const WINDOWS: usize = 16;
+/// How long a process that had a blob open may take to die.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How a store works; the default is what a configuration without a word about it means.
 #[derive(Debug, Clone)]
@@ -98,6 +101,8 @@ struct Inner {
     shelf: Arc<Shelf>,
     demand: Demand,
     windows: Semaphore,
+    /// Another process was seen to use the directory.
+    shared: AtomicBool,
 }
 
 /// How a chunk table is fetched.
@@ -143,6 +148,7 @@ impl Store {
             shelf: Arc::default(),
             demand: Demand::default(),
             windows: Semaphore::new(WINDOWS),
+            shared: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner), counters: Arc::default() })
     }
@@ -232,8 +238,17 @@ impl Inner {
                 "an image contradicts another about this blob, or its cache is in trouble: it gets a cache file of its own");
         }
         let size = chunks.last().map_or(0, |chunk| chunk.plain.end).max(info.plain_size);
-        let file = match CacheFile::open(&self.dir, &info.id, size) {
-            Ok(Some(file)) => Some(file),
+        // In vain only once: where daemons share a directory, mounts are not to wait for each other.
+        let patience = if same.is_empty() && !self.shared.load(Ordering::Relaxed) { PATIENCE } else { Duration::ZERO };
+        let file = match CacheFile::open(&self.dir, &info.id, size, patience) {
+            Ok(Some(file)) => {
+                if same.is_empty() && !file.is_first() {
+                    self.shared.store(true, Ordering::Relaxed);
+                    tracing::info!(blob = %info.id, path = %file.path().display(),
+                        "another process has this blob open: a cache file of our own");
+                }
+                Some(file)
+            }
             Ok(None) => {
                 tracing::warn!(blob = %info.id, dir = %self.dir.display(), "too many copies are in use: nothing is cached");
                 None

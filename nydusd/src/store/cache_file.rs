@@ -5,7 +5,8 @@
 //! cannot belong to one process. A blob's files can: whoever holds the lock (flock) on the data file writes it. Whoever
 //! comes second, another process or an image that tells another tale about the blob, takes `<blob id>.blob.data.1`
 //! and so on: it costs bytes, and nobody can harm anybody. Locks die with their process, and the next one takes
-//! up the first copy that is free.
+//! up the first copy that is free. A process that is killed takes a moment to die, and so does a child that it had just
+//! forked: the first time a lock is found taken it is worth waiting for, else a restarted daemon would fetch all again.
 //!
 //! A file that another program left here is never shortened: it may still be serving from it. Its bytes count for nothing
 //! until they match a digest.
@@ -15,6 +16,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nydus_rafs::{Algorithm, BlobId, Chunk};
 
@@ -31,6 +33,8 @@ pub(super) struct CacheFile {
     data: File,
     map: Option<ReadyMap>,
     path: PathBuf,
+    /// It is the one copy that bears the blob's plain name.
+    first: bool,
     /// What the data file measures; less means that somebody shortened it.
     size: u64,
     plain_size: u64,
@@ -101,11 +105,17 @@ pub(super) fn lock(path: &Path, create: bool) -> io::Result<Option<File>> {
 }
 
 impl CacheFile {
-    /// Opens the first copy that nobody holds. `None`: all are held.
-    pub(super) fn open(dir: &Path, blob: &BlobId, plain_size: u64) -> io::Result<Option<Self>> {
+    /// Opens the first copy that nobody holds, after waiting for so long for the very first. `None`: all are held.
+    pub(super) fn open(dir: &Path, blob: &BlobId, plain_size: u64, patience: Duration) -> io::Result<Option<Self>> {
+        let began = Instant::now();
         for n in 0..COPIES {
             let path = data_path(dir, blob, n);
-            let Some(data) = lock(&path, true)? else { continue };
+            let mut locked = lock(&path, true)?;
+            while locked.is_none() && n == 0 && began.elapsed() < patience {
+                std::thread::sleep(Duration::from_millis(5));
+                locked = lock(&path, true)?;
+            }
+            let Some(data) = locked else { continue };
             // Opened before the file grows: a seal on the shorter file is no seal on the longer one.
             let map = match ReadyMap::open(&map_path(&path), blob, &data) {
                 Ok(map) => Some(map),
@@ -120,7 +130,8 @@ impl CacheFile {
                 data.set_len(plain_size)?;
                 size = plain_size;
             }
-            return Ok(Some(Self { data, map, path, size, plain_size, unsealed: AtomicBool::new(false) }));
+            let unsealed = AtomicBool::new(false);
+            return Ok(Some(Self { data, map, path, first: n == 0, size, plain_size, unsealed }));
         }
         Ok(None)
     }
@@ -133,6 +144,11 @@ impl CacheFile {
     /// Returns the map, if there is one.
     pub(super) fn map(&self) -> Option<&ReadyMap> {
         self.map.as_ref()
+    }
+
+    /// Returns whether nobody else had the blob open.
+    pub(super) fn is_first(&self) -> bool {
+        self.first
     }
 
     /// Returns the path of the data file.

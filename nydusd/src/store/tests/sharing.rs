@@ -101,6 +101,23 @@ fn a_second_process_gets_a_copy_of_its_own_and_a_later_one_the_first() {
 }
 
 #[test]
+fn a_process_that_takes_a_moment_to_die_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::small();
+    let a = Lab::new(dir.path(), exact(), Fake::default());
+    let blob = a.open(&sample);
+    sample.check(&blob, 0..sample.len());
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        a.kill(vec![blob]);
+    });
+    let b = Lab::new(dir.path(), exact(), Fake::default());
+    sample.check(&b.open(&sample), 0..sample.len());
+    assert_eq!(b.requests(), 0);
+    dying.join().unwrap();
+}
+
+#[test]
 fn a_file_of_another_program_is_neither_believed_nor_shortened() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::small();
