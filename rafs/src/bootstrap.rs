@@ -1,10 +1,12 @@
 //! The metadata of an image, read without regard to its RAFS version.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
 use crate::blob::format::features;
-use crate::chunk::{ChunkIndex, ChunkTable, Compressor};
+use crate::chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor};
+use crate::cipher::Cipher;
 use crate::digest::{Algorithm, BlobId, Digest};
 use crate::flags::Flags;
 use crate::view::{View, invalid};
@@ -148,22 +150,6 @@ pub struct TableLocation {
     pub plain_size: u64,
     /// How it is compressed.
     pub compressor: Compressor,
-}
-
-/// The key of an encrypted blob (AES-128-XTS).
-#[derive(Clone, PartialEq, Eq)]
-pub struct Cipher {
-    /// Two keys of 16 bytes each.
-    pub key: [u8; 32],
-    /// The tweak, the same for every chunk.
-    pub iv: [u8; 16],
-}
-
-impl std::fmt::Debug for Cipher {
-    /// Keys do not belong into logs.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Cipher(..)")
-    }
 }
 
 /// One blob of an image.
@@ -432,9 +418,38 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
             return Err(FormatError::Unsupported(format!("blob {blob} of an image with {}", self.blobs.len())));
         };
         match &self.layout {
+            Layout::V6(layout) if layout.flags.has(Flags::TARFS) => self.tar_chunks(blob, info),
             Layout::V5(layout) => self.v5(layout).chunks(blob, info),
             Layout::V6(layout) => self.v6(layout).chunks(blob, info),
         }
+    }
+
+    /// Collects the chunks of a raw tar from the files that lie in it: the image has no table of them.
+    fn tar_chunks(&self, blob: u16, info: &BlobInfo) -> Result<ChunkTable, FormatError> {
+        let mut chunks = BTreeMap::new();
+        for ino in crate::tree::Reading::of(self)?.nodes.into_keys() {
+            if self.attr(ino)?.kind != Kind::Regular {
+                continue;
+            }
+            for extent in self.extents(ino, 0..u64::MAX)? {
+                let Extent { blob: of, chunk: index, plain, .. } = extent?;
+                if of == blob {
+                    let chunk = Chunk {
+                        index,
+                        plain: plain.clone(),
+                        stored: plain,
+                        codec: Codec::Plain,
+                        encrypted: false,
+                        algorithm: info.algorithm,
+                        digest: None,
+                        container: None,
+                        crc32: None,
+                    };
+                    chunks.insert((chunk.plain.start, index), chunk);
+                }
+            }
+        }
+        Ok(ChunkTable::new(chunks.into_values().collect()))
     }
 
     /// Returns the inodes that the builder asked to be fetched first; the root alone means everything.

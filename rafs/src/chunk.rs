@@ -1,7 +1,10 @@
 //! Chunks: the unit in which blobs are fetched, decoded, verified and cached.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::blob::table::{Batch, Point};
+use crate::cipher::Cipher;
 use crate::digest::{Algorithm, Digest};
 
 /// The position of a chunk in its blob's chunk table (0 to 2^24 - 1).
@@ -81,6 +84,24 @@ pub enum Codec {
     },
 }
 
+/// What the stored bytes of a chunk are a part of, or need in order to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Container {
+    /// A chunk by itself, encrypted.
+    Encrypted(Cipher),
+    /// A batch; its codec tells whether compression won.
+    Batch {
+        /// Its sizes.
+        batch: Batch,
+        /// How it is coded.
+        codec: Codec,
+        /// The key, if it is encrypted.
+        cipher: Option<Cipher>,
+    },
+    /// A part of a gzip stream.
+    Point(Point),
+}
+
 /// One chunk of a blob: where its bytes lie, how they are coded, and what they must hash to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
@@ -98,6 +119,8 @@ pub struct Chunk {
     pub algorithm: Algorithm,
     /// Digest of the plain bytes, from the bootstrap; `None` where the image carries none (tarfs).
     pub digest: Option<Digest>,
+    /// What must be known beyond that; chunks of one container share it and have the same stored range.
+    pub container: Option<Arc<Container>>,
     /// CRC-32C of the plain bytes, where the image carries one; the digest is the stronger check.
     pub crc32: Option<u32>,
 }

@@ -11,6 +11,7 @@
 pub mod blob;
 pub mod bootstrap;
 pub mod chunk;
+pub mod cipher;
 pub mod codec;
 pub mod digest;
 pub mod flags;
@@ -20,9 +21,11 @@ mod v5;
 pub mod v6;
 pub mod verified;
 mod view;
+mod zran;
 
 pub use bootstrap::{Attr, BlobInfo, Bootstrap, Entry, Extent, FormatError, Ino, Kind};
-pub use chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor};
+pub use chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor, Container};
+pub use cipher::Cipher;
 pub use digest::{Algorithm, BlobId, Digest};
 pub use flags::Flags;
 pub use tree::{Node, NodeId, NodeKind, Stat, Tree};

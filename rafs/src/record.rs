@@ -1,10 +1,13 @@
 //! The 80-byte chunk record that bootstraps of both versions carry.
 
+use std::sync::Arc;
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::blob::format::features;
 use crate::bootstrap::{BlobInfo, FormatError};
-use crate::chunk::{Chunk, ChunkIndex, Codec};
+use crate::chunk::{Chunk, ChunkIndex, Codec, Container};
 use crate::digest::Digest;
 use crate::view::invalid;
 
@@ -18,6 +21,11 @@ pub(crate) const ENCRYPTED: u32 = 4;
 pub(crate) const BATCH: u32 = 8;
 /// `crc32` is meant.
 pub(crate) const HAS_CRC32: u32 = 0x10;
+
+fn info_container(blob: &BlobInfo, flags: u32) -> Option<Arc<Container>> {
+    let cipher = blob.cipher.as_ref().filter(|_| flags & ENCRYPTED != 0)?;
+    Some(Arc::new(Container::Encrypted(cipher.clone())))
+}
 
 /// Chunks are at most this long; so are inputs of decoders.
 pub(crate) const MAX_CHUNK_SIZE: u32 = 16 << 20;
@@ -65,6 +73,8 @@ impl ChunkRecord {
         }
         let codec = if flags & BATCH != 0 {
             Codec::Batch { batch: 0, offset: 0 }
+        } else if blob.has(features::ZRAN) {
+            Codec::Zran { context: 0, offset: 0 }
         } else if flags & COMPRESSED == 0 {
             Codec::Plain
         } else {
@@ -75,6 +85,7 @@ impl ChunkRecord {
             plain: range(self.plain_offset.get(), plain_size)?,
             stored: range(self.stored_offset.get(), stored_size)?,
             codec,
+            container: info_container(blob, flags),
             encrypted: flags & ENCRYPTED != 0,
             algorithm: blob.algorithm,
             digest: (self.digest != [0; 32]).then_some(Digest(self.digest)),

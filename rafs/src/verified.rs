@@ -4,8 +4,9 @@
 //! constructor than those here, and all but [`Verified::trusting`] compare with the digest that the
 //! bootstrap names, so that a function that wants a `Verified` cannot be given anything else.
 
-use crate::chunk::{Chunk, ChunkIndex};
+use crate::chunk::{Chunk, ChunkIndex, Codec, Container};
 use crate::codec::{self, DecodeError};
+use crate::zran;
 
 /// Why stored bytes are not the chunk they should be.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,9 @@ pub struct Verified<'c> {
 }
 
 impl<'c> Verified<'c> {
-    /// Decodes the stored bytes of a whole chunk, and checks length and digest of the result.
+    /// Decodes the bytes of a chunk's stored range, and checks length and digest of the result.
+    ///
+    /// For a member of a batch or of a gzip stream that range holds the whole of it.
     pub fn decode(chunk: &'c Chunk, stored: &[u8]) -> Result<Self, ChunkError> {
         Self::check(chunk, plain(chunk, stored)?)
     }
@@ -99,15 +102,31 @@ fn plain(chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
     if found != wanted {
         return Err(ChunkError::StoredLength { chunk: chunk.index, wanted, found });
     }
-    // Chunks have at most 16 MiB.
-    codec::decode(chunk.codec, stored, chunk.plain_len() as usize)
-        .map_err(|source| ChunkError::Decode { chunk: chunk.index, source })
+    unpack(chunk, stored).map_err(|source| ChunkError::Decode { chunk: chunk.index, source })
+}
+
+fn unpack(chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    // Chunks have at most 16 MiB, batches and points a limit of their own.
+    let len = chunk.plain_len() as usize;
+    let (whole, offset) = match (chunk.container.as_deref(), chunk.codec) {
+        (None, codec) => return codec::decode(codec, stored, len),
+        (Some(Container::Encrypted(cipher)), codec) => return codec::decode(codec, &cipher.decrypt(stored)?, len),
+        (Some(Container::Batch { batch, codec, cipher }), Codec::Batch { offset, .. }) => {
+            let decrypted = cipher.as_ref().map(|cipher| cipher.decrypt(stored)).transpose()?;
+            (codec::decode(*codec, decrypted.as_deref().unwrap_or(stored), batch.plain_size as usize)?, offset)
+        }
+        (Some(Container::Point(point)), Codec::Zran { offset, .. }) => (zran::inflate(point, stored)?, offset),
+        (Some(_), _) => return Err(DecodeError::Member),
+    };
+    let start = offset as usize;
+    let part = whole.get(start..start.saturating_add(len));
+    part.map(<[u8]>::to_vec).ok_or(DecodeError::Length { wanted: len, found: whole.len().saturating_sub(start) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Codec, Compressor};
+    use crate::chunk::Compressor;
     use crate::digest::{Algorithm, Digest};
 
     fn chunk(plain: &[u8], algorithm: Algorithm) -> (Chunk, Vec<u8>) {
@@ -120,6 +139,7 @@ mod tests {
             encrypted: false,
             algorithm,
             digest: Some(algorithm.digest(plain)),
+            container: None,
             crc32: None,
         };
         (chunk, stored.into_owned())

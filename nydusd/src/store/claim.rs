@@ -246,6 +246,7 @@ mod tests {
             encrypted: false,
             algorithm: Algorithm::Blake3,
             digest: None,
+            container: None,
             crc32: None,
         };
         let slots = states.iter().map(|&state| Arc::new(Slot::new(state))).collect();

@@ -67,6 +67,7 @@ impl Sample {
                 encrypted: false,
                 algorithm,
                 digest: Some(algorithm.digest(&bytes)),
+                container: None,
                 crc32: None,
             });
             stored.extend_from_slice(&packed);

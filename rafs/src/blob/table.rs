@@ -3,7 +3,9 @@
 //! It comes with the blob, not with the bootstrap, and holds no digests: what it says is a hint until the
 //! decoded chunk matches the digest that the bootstrap names. [`BlobTable::with_digests`] joins the two.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
@@ -11,7 +13,8 @@ use super::format::{
     BatchContext, ChunkInfoV1, ChunkInfoV2, TABLE_HEADER_SIZE, TABLE_MAGIC, TableHeader, ZranContext, features,
 };
 use crate::bootstrap::{BlobInfo, FormatError, TableLocation};
-use crate::chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor};
+use crate::chunk::{Chunk, ChunkIndex, ChunkTable, Codec, Compressor, Container};
+use crate::cipher::Cipher;
 use crate::codec;
 use crate::view::{View, invalid};
 
@@ -48,8 +51,8 @@ pub struct Point {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlobTable {
     chunks: Vec<Chunk>,
-    batches: Vec<Batch>,
-    points: Vec<Point>,
+    /// Batches or points, in the order of their index.
+    containers: Vec<Arc<Container>>,
 }
 
 impl TableLocation {
@@ -66,7 +69,9 @@ impl BlobTable {
         let view = View(stored);
         let table_size = location.stored.end - location.stored.start;
         let table = view.bytes("chunk table", 0, table_size)?;
-        let header: &TableHeader = view.read("chunk table header", table_size)?;
+        let header = view.bytes("chunk table header", table_size, TABLE_HEADER_SIZE)?;
+        let (table, header) = (decrypt(info.cipher.as_ref(), table)?, decrypt(info.cipher.as_ref(), header)?);
+        let header: &TableHeader = View(&header).read("chunk table header", 0)?;
         header.check(info, location, table_size)?;
         // Entries differ at least in their offsets; more than this does not come out of honest bytes, and a
         // false promise must not reserve memory.
@@ -75,7 +80,7 @@ impl BlobTable {
         }
         let plain = codec::decode(
             coding(location.compressor, table_size, location.plain_size),
-            table,
+            &table,
             location.plain_size as usize,
         )
         .map_err(|error| invalid("chunk table", 0, error.to_string()))?;
@@ -107,7 +112,9 @@ impl BlobTable {
                 if stored_size > MAX_CONTEXT || plain_size > MAX_CONTEXT {
                     return Err(invalid("batch", at + 40 * index as u64, "is too large"));
                 }
-                self.batches.push(Batch { stored_size, plain_size });
+                let batch = Batch { stored_size, plain_size };
+                let codec = coding(info.compressor, u64::from(stored_size), u64::from(plain_size));
+                self.containers.push(Arc::new(Container::Batch { batch, codec, cipher: info.cipher.clone() }));
             }
         } else if info.has(features::ZRAN) {
             let dictionaries = at.saturating_add(40 * count);
@@ -129,13 +136,13 @@ impl BlobTable {
                     budget.checked_sub(u64::from(dictionary_size)).ok_or_else(|| bad("its dictionary is shared"))?;
                 let dictionary_at = dictionaries.saturating_add(context.dictionary_at.get());
                 let dictionary = view.bytes("dictionary", dictionary_at, u64::from(dictionary_size))?.to_vec();
-                self.points.push(Point {
+                self.containers.push(Arc::new(Container::Point(Point {
                     stored: start..end,
                     plain_size: context.plain_size.get(),
                     dictionary,
                     byte: context.byte,
                     bits: context.bits,
-                });
+                })));
             }
         }
         Ok(())
@@ -144,16 +151,6 @@ impl BlobTable {
     /// Returns the chunks in the order of their index; none has a digest.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
-    }
-
-    /// Returns a batch.
-    pub fn batch(&self, index: u32) -> Option<&Batch> {
-        self.batches.get(index as usize)
-    }
-
-    /// Returns a random-access point.
-    pub fn point(&self, index: u32) -> Option<&Point> {
-        self.points.get(index as usize)
     }
 
     /// Joins the table with the digests of a bootstrap.
@@ -179,6 +176,15 @@ impl BlobTable {
     pub(crate) fn to_v1(chunks: &[Chunk]) -> Vec<u8> {
         chunks.iter().flat_map(|chunk| ChunkInfoV1::new(chunk).as_bytes().to_vec()).collect()
     }
+}
+
+fn decrypt<'a>(cipher: Option<&Cipher>, stored: &'a [u8]) -> Result<Cow<'a, [u8]>, FormatError> {
+    Ok(match cipher {
+        Some(cipher) => {
+            Cow::Owned(cipher.decrypt(stored).map_err(|error| invalid("chunk table", 0, error.to_string()))?)
+        }
+        None => Cow::Borrowed(stored),
+    })
 }
 
 /// Equal sizes mean that compression did not win.
@@ -245,6 +251,7 @@ impl ChunkInfoV1 {
             encrypted: false,
             algorithm: info.algorithm,
             digest: None,
+            container: None,
             crc32: None,
         })
     }
@@ -266,17 +273,26 @@ impl ChunkInfoV2 {
         let mut stored_range = stored & STORED_OFFSET..(stored & STORED_OFFSET) + (stored >> 40);
         let (context, offset) = ((data >> 32) as u32, data as u32);
         let inside = |size: u32| u64::from(offset) + plain_size <= u64::from(size);
+        let encrypted = flags & V2_ENCRYPTED != 0;
         let mut crc32 = None;
-        let codec = if flags & V2_ZRAN != 0 {
-            let point = table.point(context).filter(|point| inside(point.plain_size));
-            stored_range = point.ok_or_else(|| bad("names no random-access point that holds it"))?.stored.clone();
-            Codec::Zran { context, offset }
-        } else if flags & V2_BATCH != 0 {
-            let batch = table.batch(context).filter(|batch| inside(batch.plain_size));
-            let batch = batch.ok_or_else(|| bad("names no batch that holds it"))?;
-            stored_range.end = stored_range.start + u64::from(batch.stored_size);
-            Codec::Batch { batch: context, offset }
+        let container;
+        let codec = if flags & (V2_ZRAN | V2_BATCH) != 0 {
+            let found = table.containers.get(context as usize).ok_or_else(|| bad("its batch or point is not there"))?;
+            container = Some(Arc::clone(found));
+            match &**found {
+                Container::Point(point) if flags & V2_ZRAN != 0 && inside(point.plain_size) => {
+                    stored_range = point.stored.clone();
+                    Codec::Zran { context, offset }
+                }
+                Container::Batch { batch, .. } if flags & V2_BATCH != 0 && inside(batch.plain_size) => {
+                    stored_range.end = stored_range.start + u64::from(batch.stored_size);
+                    Codec::Batch { batch: context, offset }
+                }
+                _ => return Err(bad("its batch or point does not hold it")),
+            }
         } else {
+            let cipher = info.cipher.as_ref().filter(|_| encrypted);
+            container = cipher.map(|cipher| Arc::new(Container::Encrypted(cipher.clone())));
             if flags & V2_CRC32 != 0 {
                 crc32 = Some(data as u32);
             }
@@ -287,9 +303,10 @@ impl ChunkInfoV2 {
             plain: plain_at..plain_at + plain_size,
             stored: stored_range,
             codec,
-            encrypted: flags & V2_ENCRYPTED != 0,
+            encrypted,
             algorithm: info.algorithm,
             digest: None,
+            container,
             crc32,
         })
     }
@@ -323,6 +340,7 @@ mod tests {
                 encrypted: false,
                 algorithm: Algorithm::Blake3,
                 digest: None,
+                container: None,
                 crc32: None,
             }).collect();
             let plain = BlobTable::to_v1(&chunks);

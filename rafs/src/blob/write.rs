@@ -153,6 +153,7 @@ impl<W: Write> BlobWriter<W> {
             encrypted: false,
             algorithm: self.algorithm,
             digest: Some(chunk.digest),
+            container: None,
             crc32: chunk.crc32,
         });
         self.plain_size = (self.plain_size + u64::from(chunk.plain_len)).next_multiple_of(PAGE);

@@ -10,8 +10,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::format::*;
 use crate::blob::format::features;
-use crate::bootstrap::{Attr, BlobInfo, Cipher, Entry, Extent, FormatError, Ino, Kind, TableLocation};
+use crate::bootstrap::{Attr, BlobInfo, Entry, Extent, FormatError, Ino, Kind, TableLocation};
 use crate::chunk::{Chunk, ChunkIndex, ChunkTable, Compressor};
+use crate::cipher::Cipher;
 use crate::digest::{Algorithm, Digest};
 use crate::flags::Flags;
 use crate::record::{ChunkRecord, MAX_CHUNK_SIZE};

@@ -30,6 +30,7 @@ pub(crate) fn blobs() -> (Vec<BlobInfo>, Vec<ChunkTable>) {
                 encrypted: false,
                 algorithm: Algorithm::Blake3,
                 digest: Some(Algorithm::Blake3.digest(&[blob, index as u8])),
+                container: None,
                 crc32: (index % 2 == 0).then_some(index),
             }
         });

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 
-use nydus_rafs::{Algorithm, Bootstrap, Digest, Ino, Kind, Verified};
+use nydus_rafs::blob::format::features;
+use nydus_rafs::blob::table::BlobTable;
+use nydus_rafs::{Algorithm, Bootstrap, Digest, Flags, Ino, Kind, Verified};
 use serde_json::{Map, Value};
 
 use crate::fixtures::{Fixtures, fixtures};
@@ -18,7 +20,17 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn read(bootstrap: &'a Bootstrap<&'a [u8]>, blobs: BTreeMap<&'a str, &'a [u8]>) -> Self {
-        let tables = (0..bootstrap.blobs().len()).map(|blob| bootstrap.chunks(blob as u16).expect("chunks")).collect();
+        let table = |blob: usize| {
+            let (info, known) = (&bootstrap.blobs()[blob], bootstrap.chunks(blob as u16).expect("chunks"));
+            if !info.has(features::CHUNK_INFO_V2) {
+                return known;
+            }
+            // Only the blob's own table knows where members of batches and of gzip streams lie.
+            let range = info.table.as_ref().expect("a table").with_header();
+            let stored = &blobs[info.table_object().as_str()][range.start as usize..range.end as usize];
+            BlobTable::read(info, stored).and_then(|table| table.with_digests(&known)).expect("a sound table")
+        };
+        let tables = (0..bootstrap.blobs().len()).map(table).collect();
         let mut reader = Self { bootstrap, blobs, tables, found: BTreeMap::new() };
         reader.node(bootstrap.root(), Vec::new());
         reader
@@ -112,7 +124,12 @@ impl<'a> Reader<'a> {
             let [chunk] = chunks else { panic!("{extent:?} is covered by {chunks:?}") };
             assert_eq!(chunk.index, extent.chunk);
             let stored = &self.blobs[info.id.as_str()][chunk.stored.start as usize..chunk.stored.end as usize];
-            let plain = Verified::decode(chunk, stored).expect("a sound chunk").into_bytes();
+            // Raw tars have no digests; all others must match theirs.
+            let verified = match bootstrap_has_digests(self.bootstrap) {
+                true => Verified::decode(chunk, stored),
+                false => Verified::trusting(chunk, stored),
+            };
+            let plain = verified.expect("a sound chunk").into_bytes();
             assert_eq!(content.len() as u64, extent.file.start);
             let skip = (extent.plain.start - chunk.plain.start) as usize;
             content.extend_from_slice(&plain[skip..skip + (extent.plain.end - extent.plain.start) as usize]);
@@ -122,6 +139,10 @@ impl<'a> Reader<'a> {
     }
 }
 
+fn bootstrap_has_digests(bootstrap: &Bootstrap<&[u8]>) -> bool {
+    !bootstrap.flags().has(Flags::TARFS)
+}
+
 /// Differences between what the source tree had and what the established builder made of it; see the
 /// README in the archive.
 fn known(variant: &str, key: &str, path: &str) -> bool {
@@ -129,6 +150,8 @@ fn known(variant: &str, key: &str, path: &str) -> bool {
     match key {
         "mtime_nsec" => tar || path == "/",
         "mtime" => path == "/" || (tar && path == "/times/before1970"),
+        // The established builder writes targets longer than 511 bytes over their neighbours.
+        "target_hex" => variant == "v6-tarfs",
         "nlink" => path == "/hard/sym" || path == "/hard/sym-link2",
         _ => false,
     }
@@ -199,4 +222,7 @@ golden! {
     v5_with_a_prefetch_table: "v5-prefetch", "bootstrap", "manifest-base.jsonl";
     v5_with_a_prefetch_region: "v5-prefetch-blob", "bootstrap", "out/v5-prefetch-blob/mount.jsonl";
     v5_with_an_inlined_bootstrap: "v5-inline", "image.boot", "out/v5-inline/mount.jsonl";
+    with_batches: "v6-batch", "bootstrap", "manifest-base.jsonl";
+    of_an_original_layer: "v6-zran", "bootstrap", "manifest-base-tar.jsonl";
+    of_a_raw_tar: "v6-tarfs", "bootstrap", "manifest-tarfs.jsonl";
 }
