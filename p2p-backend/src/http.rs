@@ -6,19 +6,29 @@
 //! Redirects are never followed here: who may see the credentials at the next hop is the caller's decision.
 //! Bodies are never decompressed: the digests of blobs are those of the bytes on the wire.
 //!
+//! Clients with equal options share their connections, if they take them from the same [`Pools`]: a daemon with
+//! a thousand images of one registry needs one pool and one copy of the system's certificates.
+//!
+//! A name may have several addresses, and the first may be dead. Addresses are tried in the order in which the
+//! resolver gives them, which is another one for each connection ([`Turning`]), so a repeated request gets on.
+//!
 //! A pooled connection may have died while it was idle, which shows only when the next request is written
 //! to it. Such a request is repeated at once, on a connection that is certainly new, and nobody counts it.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Method, Request, Response, Url};
 
 /// How long a source may be silent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Timeouts {
     /// From the first packet to an established connection, TLS included.
     pub connect: Duration,
@@ -56,7 +66,7 @@ impl Default for Timeouts {
 }
 
 /// Whose certificates are believed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
     /// Believes everybody. For tests and laboratories.
     pub skip_verify: bool,
@@ -65,7 +75,7 @@ pub struct Tls {
 }
 
 /// Which proxy requests go through.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum Proxy {
     /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say; loopback addresses are reached directly
     /// whatever they say.
@@ -141,6 +151,47 @@ impl fmt::Debug for HttpError {
     }
 }
 
+/// The pools of connections of a program, one for each set of options in use. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Pools(Arc<Mutex<HashMap<PoolKey, Weak<Inner>>>>);
+
+/// The contents of certificate files are part of it: a renewed file is a new pool.
+type PoolKey = (Tls, Timeouts, Proxy, Vec<Vec<u8>>);
+
+impl fmt::Debug for Pools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pools").finish_non_exhaustive()
+    }
+}
+
+impl Pools {
+    /// Returns the pool with these options, which is made if nobody holds it. Opens no connection; certificate
+    /// files are read now.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpError::Certificates`] if a file of `tls` cannot be read or holds no certificate, and
+    /// [`HttpError::Client`] if the proxy's URL is none.
+    pub fn get(&self, tls: Tls, timeouts: Timeouts, proxy: Proxy) -> Result<Http, HttpError> {
+        let mut contents = Vec::new();
+        for path in &tls.ca_cert_files {
+            let unread =
+                |error: std::io::Error| HttpError::Certificates { path: path.clone(), reason: error.to_string() };
+            contents.push(std::fs::read(path).map_err(unread)?);
+        }
+        let key = (tls, timeouts, proxy, contents);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = all.get(&key).and_then(Weak::upgrade) {
+            return Ok(Http(pool));
+        }
+        let (tls, timeouts, proxy, contents) = key.clone();
+        let http = Http::new(tls, timeouts, proxy, &contents)?;
+        all.retain(|_, pool| pool.strong_count() > 0);
+        all.insert(key, Arc::downgrade(&http.0));
+        Ok(http)
+    }
+}
+
 /// A pool of connections with one set of options. Cheap to clone.
 #[derive(Clone)]
 pub struct Http(Arc<Inner>);
@@ -169,20 +220,13 @@ impl fmt::Debug for Http {
 }
 
 impl Http {
-    /// Makes a pool. Opens no connection; certificate files are read now.
-    ///
-    /// # Errors
-    ///
-    /// [`HttpError::Certificates`] if a file of `tls` cannot be read or holds no certificate, and
-    /// [`HttpError::Client`] if the proxy's URL is none.
-    pub fn new(tls: Tls, timeouts: Timeouts, proxy: Proxy) -> Result<Self, HttpError> {
+    fn new(tls: Tls, timeouts: Timeouts, proxy: Proxy, contents: &[Vec<u8>]) -> Result<Self, HttpError> {
         // A process has one provider; whoever came first has chosen it, and any will do.
         drop(rustls::crypto::ring::default_provider().install_default());
         let mut certificates = Vec::new();
-        for path in &tls.ca_cert_files {
+        for (path, pem) in tls.ca_cert_files.iter().zip(contents) {
             let refuse = |reason: String| HttpError::Certificates { path: path.clone(), reason };
-            let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
-            let found = Certificate::from_pem_bundle(&pem).map_err(|error| refuse(innermost(&error)))?;
+            let found = Certificate::from_pem_bundle(pem).map_err(|error| refuse(innermost(&error)))?;
             if found.is_empty() {
                 return Err(refuse("there is no PEM certificate in it".to_owned()));
             }
@@ -294,6 +338,7 @@ impl Http {
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(timeouts.connect)
+            .dns_resolver(Arc::new(Turning::default()))
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(15))
             // Below the 60 s after which load balancers forget idle connections without a word.
@@ -320,6 +365,36 @@ impl Http {
         }
         builder.build().map_err(refuse)
     }
+}
+
+/// Resolves names as the system does, and gives the addresses of a family in turn.
+#[derive(Debug, Default)]
+struct Turning(Arc<AtomicUsize>);
+
+impl Resolve for Turning {
+    fn resolve(&self, name: Name) -> Resolving {
+        let turn = self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            Ok(Box::new(turned(found, turn).into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Turns the addresses of each family. The family that came first stays first: the other one is tried after
+/// 300 ms anyway.
+fn turned(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
+    let first_is_v4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let (mut first, mut second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
+    for family in [&mut first, &mut second] {
+        if !family.is_empty() {
+            let by = turn % family.len();
+            family.rotate_left(by);
+        }
+    }
+    first.append(&mut second);
+    first
 }
 
 /// A body that may not stall.
@@ -414,4 +489,49 @@ fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_take_turns_and_families_do_not() {
+        let addresses =
+            |texts: &[&str]| -> Vec<SocketAddr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let found = addresses(&["[::1]:0", "10.0.0.1:0", "[::2]:0", "10.0.0.2:0", "10.0.0.3:0"]);
+        let expected = addresses(&["[::2]:0", "[::1]:0", "10.0.0.2:0", "10.0.0.3:0", "10.0.0.1:0"]);
+        assert_eq!(turned(found, 1), expected);
+        assert!(turned(Vec::new(), 7).is_empty());
+    }
+
+    #[test]
+    fn a_configuration_lowers_limits_and_never_raises_them() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let lowered = Timeouts::REGISTRY.lowered(seconds(1), seconds(60));
+        assert_eq!(lowered, Timeouts { connect: Duration::from_secs(1), ..Timeouts::REGISTRY });
+        assert_eq!(Timeouts::MIRROR.lowered(seconds(0), None), Timeouts::MIRROR);
+    }
+
+    #[test]
+    fn what_is_logged_of_a_url_holds_no_secret() {
+        let url = Url::parse("https://user:hidden@host.example:8443/path?signature=hidden#hidden").unwrap();
+        assert_eq!(loggable(&url), "https://host.example:8443/path");
+    }
+
+    #[test]
+    fn equal_options_share_a_pool_while_somebody_holds_it() {
+        let pools = Pools::default();
+        let get = |proxy: Proxy| pools.get(Tls::default(), Timeouts::MIRROR, proxy).unwrap();
+        let first = get(Proxy::Direct);
+        assert!(Arc::ptr_eq(&first.0, &get(Proxy::Direct).0));
+        assert!(!Arc::ptr_eq(&first.0, &get(Proxy::Environment).0));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let with_file =
+            || pools.get(Tls { ca_cert_files: vec![path.clone()], ..Tls::default() }, Timeouts::MIRROR, Proxy::Direct);
+        assert!(matches!(with_file(), Err(HttpError::Certificates { .. })));
+        std::fs::write(&path, "no certificate").unwrap();
+        assert!(matches!(with_file(), Err(HttpError::Certificates { .. })));
+    }
 }

@@ -34,7 +34,7 @@ pub use push::{Mounted, Upload};
 pub use reference::{InvalidReference, Reference, host_of};
 
 use crate::credentials::Credential;
-use crate::http::{Http, HttpError, Proxy, Timeouts, Tls, is_loopback, loggable};
+use crate::http::{Http, HttpError, Pools, Proxy, Timeouts, Tls, is_loopback, loggable};
 use token::{Identity, TokenKey};
 
 /// Redirects followed for one request; S3 in front of a CDN needs two, so ten is a loop.
@@ -80,6 +80,8 @@ pub struct ClientOptions {
     pub blob_redirected_host: Option<String>,
     /// Counts what this client does; may be shared by several.
     pub traffic: Arc<Traffic>,
+    /// Where connections are taken from; clients that are given the same pools share them.
+    pub pools: Pools,
 }
 
 /// What went over the wire.
@@ -367,18 +369,17 @@ impl Client {
             Proxy::Url(_) => Proxy::Direct,
             other => other.clone(),
         };
-        let token_timeouts = Timeouts { first_byte: options.timeouts.first_byte, ..options.timeouts };
-        let http = Http::new(options.tls.clone(), options.timeouts, options.proxy.clone())?;
+        let http = options.pools.get(options.tls.clone(), options.timeouts, options.proxy.clone())?;
         let token_http = if token_proxy == options.proxy {
             http.clone()
         } else {
-            Http::new(options.tls.clone(), token_timeouts, token_proxy)?
+            options.pools.get(options.tls.clone(), options.timeouts, token_proxy)?
         };
         let identity = Identity::new(
             token_http,
             options.credential.clone(),
             Arc::clone(&options.traffic),
-            options.scheme == Scheme::Https,
+            options.scheme != Scheme::Http,
         );
         Self::assemble(host, http, Arc::new(identity), options)
     }
@@ -399,7 +400,7 @@ impl Client {
     ///
     /// As [`Client::new`].
     pub fn mirror(&self, host: &str, options: ClientOptions) -> Result<Self, RegistryError> {
-        let http = Http::new(options.tls.clone(), options.timeouts, options.proxy.clone())?;
+        let http = options.pools.get(options.tls.clone(), options.timeouts, options.proxy.clone())?;
         Self::assemble(host, http, Arc::clone(&self.0.identity), options)
     }
 

@@ -26,7 +26,7 @@ use source::{Answer, Ask, Sources};
 
 use crate::config::Config;
 use crate::credentials::Credential;
-use crate::http::HttpError;
+use crate::http::{HttpError, Pools, Timeouts};
 use crate::localfs::LocalFs;
 use crate::memory::Memory;
 use crate::metrics::Counters;
@@ -91,6 +91,12 @@ pub struct RouteOptions {
     pub counters: Arc<Counters>,
     /// Takes the place of the credential in the configuration.
     pub credential: Option<Credential>,
+    /// How long mirrors and proxies may be silent; the configuration may lower it.
+    pub mirror_limits: Timeouts,
+    /// How long the registry may be silent; the configuration may lower it.
+    pub registry_limits: Timeouts,
+    /// Where connections are taken from. A program with many routes gives all of them the same.
+    pub pools: Pools,
 }
 
 impl Default for RouteOptions {
@@ -100,6 +106,9 @@ impl Default for RouteOptions {
             prefetch_deadline: Duration::from_secs(15),
             counters: Arc::default(),
             credential: None,
+            mirror_limits: Timeouts::MIRROR,
+            registry_limits: Timeouts::REGISTRY,
+            pools: Pools::default(),
         }
     }
 }
@@ -142,7 +151,7 @@ impl Route {
     pub fn open(config: &Config, options: RouteOptions) -> Result<Self, SourceError> {
         let backend = match config {
             Config::LocalFs(config) => Backend::LocalFs(LocalFs::open(config)?),
-            Config::Registry(config) => Backend::Registry(Arc::new(Sources::open(config, options.credential.clone())?)),
+            Config::Registry(config) => Backend::Registry(Arc::new(Sources::open(config, &options)?)),
         };
         Ok(Self(Arc::new(Inner { backend, options, logged: Mutex::default() })))
     }
@@ -348,9 +357,13 @@ impl Route {
                 return Err(Failure::Unavailable(error));
             }
             let now = Instant::now();
-            let wait = jittered(backoff).max(sources.cooling(now));
+            let (pause, wish) = sources.pause(now);
+            let wait = jittered(backoff).max(pause);
             if now + wait >= deadline {
-                return Err(Failure::Deadline(last));
+                return Err(match last.or(wish) {
+                    Some(error) if pause > Duration::ZERO => Failure::Unavailable(error),
+                    last => Failure::Deadline(last),
+                });
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

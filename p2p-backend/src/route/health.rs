@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::registry::RegistryError;
+
 /// Probes of a source that keeps relapsing are at most so far apart.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -31,7 +33,14 @@ pub(super) struct Health {
     failures: u32,
     down: Option<Down>,
     relapses: u32,
-    pause_until: Option<Instant>,
+    pause: Option<Pause>,
+}
+
+/// What a source asked for, and in which words.
+#[derive(Debug, Clone)]
+pub(super) struct Pause {
+    pub(super) until: Instant,
+    pub(super) wish: RegistryError,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,14 +52,14 @@ struct Down {
 impl Health {
     pub(super) fn new(limit: u32, interval: Duration) -> Self {
         let interval = if interval.is_zero() { Duration::from_secs(5) } else { interval };
-        Self { limit: limit.max(1), interval, failures: 0, down: None, relapses: 0, pause_until: None }
+        Self { limit: limit.max(1), interval, failures: 0, down: None, relapses: 0, pause: None }
     }
 
     /// Returns whether this brought the source up.
     pub(super) fn succeeded(&mut self) -> bool {
         self.failures = 0;
         self.relapses = 0;
-        self.pause_until = None;
+        self.pause = None;
         self.down.take().is_some()
     }
 
@@ -82,12 +91,18 @@ impl Health {
         }
     }
 
-    pub(super) fn pause(&mut self, until: Instant) {
-        self.pause_until = self.pause_until.max(Some(until));
+    pub(super) fn pause(&mut self, pause: Pause) {
+        if self.pause.as_ref().is_none_or(|own| own.until < pause.until) {
+            self.pause = Some(pause);
+        }
     }
 
-    pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
-        self.pause_until.filter(|until| *until > now)
+    pub(super) fn paused(&self, now: Instant) -> Option<&Pause> {
+        self.pause.as_ref().filter(|pause| pause.until > now)
+    }
+
+    pub(super) fn end_pause(&mut self) {
+        self.pause = None;
     }
 
     pub(super) fn down_since(&self) -> Option<Instant> {

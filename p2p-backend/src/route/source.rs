@@ -11,8 +11,8 @@ use reqwest::{Request, Url};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::health::{Health, Weight};
-use super::{Avoid, Failure, Judgement, SourceError, Urgency};
+use super::health::{Health, Pause, Weight};
+use super::{Avoid, Failure, Judgement, RouteOptions, SourceError, Urgency};
 use crate::config::{Mirror, Proxy as ProxyConfig, Registry};
 use crate::credentials::Credential;
 use crate::http::{HttpError, Proxy, Timeouts, Tls};
@@ -24,6 +24,9 @@ const ORIGIN_INTERVAL: Duration = Duration::from_secs(5);
 const ORIGIN_LIMIT: u32 = 3;
 /// A registry that says 429 without saying how long to wait.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+/// A wish to be left alone is not granted for longer than this without asking again: limits are lifted early,
+/// and credentials change.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Without reads for so long, the registry is not probed.
 const ORIGIN_PAUSE: Duration = Duration::from_secs(300);
 
@@ -96,7 +99,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn open(config: &Registry, credential: Option<Credential>) -> Result<Self, SourceError> {
+    pub(super) fn open(config: &Registry, route: &RouteOptions) -> Result<Self, SourceError> {
         let refuse = SourceError::Config;
         let wrong = |key: &str, error: &dyn std::fmt::Display| {
             SourceError::Config(format!("backend `registry`: `{key}`: {error}"))
@@ -115,7 +118,7 @@ impl Sources {
             skip_verify: config.skip_verify,
             ca_cert_files: config.ca_cert_files.iter().map(Into::into).collect(),
         };
-        let credential = match credential {
+        let credential = match route.credential.clone() {
             Some(credential) => credential,
             None => configured_credential(config).map_err(|error| wrong("auth", &error))?,
         };
@@ -128,10 +131,11 @@ impl Sources {
         let options = ClientOptions {
             scheme,
             tls: tls.clone(),
-            timeouts: lowered(Timeouts::REGISTRY),
+            timeouts: lowered(route.registry_limits),
             credential,
             blob_url_scheme: Some(config.blob_url_scheme.clone()),
             blob_redirected_host: Some(config.blob_redirected_host.clone()),
+            pools: route.pools.clone(),
             ..ClientOptions::default()
         };
         let origin = Client::new(&config.host, options.clone()).map_err(|error| wrong("host", &error))?;
@@ -139,13 +143,23 @@ impl Sources {
         let mut all = Vec::new();
         for (index, mirror) in config.mirrors.iter().enumerate() {
             let key = format!("mirrors[{index}]");
-            let options =
-                ClientOptions { timeouts: lowered(Timeouts::MIRROR), tls: tls.clone(), ..ClientOptions::default() };
+            let options = ClientOptions {
+                timeouts: lowered(route.mirror_limits),
+                tls: tls.clone(),
+                pools: route.pools.clone(),
+                ..ClientOptions::default()
+            };
             let source = open_mirror(mirror, config, &origin, options, &common).map_err(|error| wrong(&key, &error))?;
             all.push(Arc::new(source));
         }
         if !config.proxy.url.is_empty() {
-            let source = open_proxy(config, &origin, options, &common).map_err(|error| wrong("proxy", &error))?;
+            let source = open_proxy(
+                config,
+                &origin,
+                ClientOptions { timeouts: lowered(route.mirror_limits), ..options },
+                &common,
+            )
+            .map_err(|error| wrong("proxy", &error))?;
             all.push(Arc::new(source));
         }
         if config.proxy.url.is_empty() || config.proxy.fallback {
@@ -177,6 +191,7 @@ impl Sources {
         // The mirrors share the identity, but remember redirects and challenges of their own.
         for source in &self.all {
             source.client.forget();
+            lock(&source.health).end_pause();
         }
     }
 
@@ -203,7 +218,7 @@ impl Sources {
     /// Returns the sources worth asking now, in order.
     pub(super) fn choose(&self, avoid: Avoid) -> Vec<Arc<Source>> {
         let now = Instant::now();
-        let open: Vec<_> = self.all.iter().filter(|source| lock(&source.health).paused_until(now).is_none()).collect();
+        let open: Vec<_> = self.all.iter().filter(|source| lock(&source.health).paused(now).is_none()).collect();
         let well = open.iter().filter(|source| source.down_since().is_none());
         let mut chosen: Vec<Arc<Source>> = well.map(|source| Arc::clone(source)).collect();
         if chosen.is_empty() {
@@ -223,10 +238,20 @@ impl Sources {
         chosen
     }
 
-    /// Returns how long all sources want to be left alone.
-    pub(super) fn cooling(&self, now: Instant) -> Duration {
-        let until: Option<Vec<_>> = self.all.iter().map(|source| lock(&source.health).paused_until(now)).collect();
-        until.and_then(|all| all.into_iter().min()).map_or(Duration::ZERO, |until| until.duration_since(now))
+    /// Returns how long all sources want to be left alone, and what the most patient one said.
+    pub(super) fn pause(&self, now: Instant) -> (Duration, Option<RegistryError>) {
+        let mut shortest: Option<(Instant, RegistryError)> = None;
+        for source in &self.all {
+            let health = lock(&source.health);
+            let Some(pause) = health.paused(now) else { return (Duration::ZERO, None) };
+            if shortest.as_ref().is_none_or(|(until, _)| pause.until < *until) {
+                shortest = Some((pause.until, pause.wish.clone()));
+            }
+        }
+        match shortest {
+            Some((until, wish)) => (until.duration_since(now), Some(wish)),
+            None => (Duration::ZERO, None),
+        }
     }
 }
 
@@ -287,9 +312,8 @@ fn open_proxy(
         "" => None,
         text => Some(Url::parse(text).map_err(|error| format!("`ping_url` is `{text}`: {error}"))?),
     };
-    let timeouts = options.timeouts.lowered(None, Some(Timeouts::MIRROR.first_byte));
     let scheme = if *use_http { Scheme::Http } else { options.scheme };
-    let options = ClientOptions { proxy: Proxy::Url(url.clone()), scheme, timeouts, ..options };
+    let options = ClientOptions { proxy: Proxy::Url(url.clone()), scheme, ..options };
     let client = origin.mirror(origin.host(), options).map_err(|error| error.to_string())?;
     Ok(Source {
         kind: Kind::Proxy,
@@ -360,8 +384,8 @@ impl Source {
             _ => {}
         }
         if status == Some(StatusCode::TOO_MANY_REQUESTS) {
-            let wait = error.retry_after().unwrap_or(DEFAULT_PAUSE);
-            lock(&self.health).pause(Instant::now() + wait);
+            let wait = error.retry_after().unwrap_or(DEFAULT_PAUSE).min(LONGEST_PAUSE);
+            lock(&self.health).pause(Pause { until: Instant::now() + wait, wish: error.clone() });
             if self.is_mirror() && urgency == Urgency::Prefetch {
                 // The mirror asks for less; going past it would only move the load to the registry.
                 return Judgement::Stop(Failure::Unavailable);

@@ -1,0 +1,14 @@
+//! Registries and mirrors as they are: odd, slow, wrong, broken, and back again.
+//!
+//! Each test runs against servers in this process that speak HTTP by hand ([`server`]), so that they can do
+//! what no HTTP library would. Limits are made short; no test depends on how long something takes, only on
+//! whether it ends, how, and how many requests it needed.
+
+mod auth;
+mod blobs;
+mod documents;
+mod real;
+mod routes;
+mod server;
+mod tls;
+mod uploads;
