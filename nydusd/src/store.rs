@@ -67,7 +67,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How a store works; the default is what a configuration without a word about it means.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long a reader waits at most.
+    /// How long a reader waits at most, but for a moment (2 %, at most 0.5 s) in which a route with the same deadline
+    /// can say what went wrong.
     pub deadline: Duration,
     /// How many chunks are fetched ahead of a sequential reader; 0: none.
     pub readahead: u32,

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use nydus_backend::Urgency;
 use nydus_rafs::{BlobId, BlobInfo};
@@ -346,7 +347,9 @@ impl Blob {
     ) -> Result<T, ReadError> {
         self.counters.reads.add(1);
         let deadline = self.store.options().deadline;
-        let done = match tokio::time::timeout(deadline, read).await {
+        // The route has the same deadline, and its error says who was asked and what to do: it gets the last word.
+        let grace = (deadline / 50).min(Duration::from_millis(500));
+        let done = match tokio::time::timeout(deadline + grace, read).await {
             Ok(done) => done,
             Err(_) => Err(ReadError::Deadline { blob: self.id().clone(), plain, after: deadline }),
         };
