@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_has_our_prefix_and_a_help() {
+    fn every_metric_has_our_prefix_a_help_and_a_line_in_the_document() {
         let metrics = Metrics::new();
         metrics.requests.get_or_create(&Answered { kind: "blob", code: 206 }).inc();
         metrics.bytes.get_or_create(&Of { source: "cache" }).inc_by(5);
@@ -123,11 +123,15 @@ mod tests {
         assert!(text.contains("nydus_p2p_requests_total{kind=\"blob\",code=\"206\"} 1"), "{text}");
         assert!(text.contains("nydus_p2p_source_bytes_total{source=\"cache\"} 5"), "{text}");
         assert!(text.contains("nydus_p2p_disk_usage_bytes 0"), "{text}");
+        let document = include_str!("../../../config/README.md");
         let types = text.lines().filter(|line| line.starts_with("# TYPE"));
         for line in types {
             let name = line.split(' ').nth(2).unwrap();
             assert!(name.starts_with("nydus_p2p_"), "{name}");
             assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+            let counted = if line.ends_with(" counter") { "_total" } else { "" };
+            let row = format!("| `{name}{counted}");
+            assert!(document.lines().any(|line| line.starts_with(&row)), "{name} is not in config/README.md");
         }
     }
 }

@@ -86,7 +86,8 @@ async fn a_dropped_claim_gives_the_piece_back_and_wakes_its_waiters() {
     let waiting = tokio::spawn(async move { joined.after(0).await });
     tokio::task::yield_now().await;
     drop(claims);
-    assert!(matches!(waiting.await.unwrap(), Step::End(End::Abandoned)));
+    let woken = tokio::time::timeout(std::time::Duration::from_secs(30), waiting).await.expect("nobody woke it");
+    assert!(matches!(woken.unwrap(), Step::End(End::Abandoned)));
     assert!(matches!(interests[0].after(0).await, Step::End(End::Abandoned)));
     assert!(matches!(bed.blob.look(0), Look::Absent));
 }
