@@ -198,7 +198,10 @@ async fn mirrors_that_name_each_other_do_not_wait_for_each_other() {
     let ports = [free().await, free().await];
     let mut nodes = Vec::new();
     for number in 0..2 {
-        let mut config = config(dirs[number].path(), &[&origin], &behind(&ports[1 - number].to_string(), true));
+        // No limit that would dissolve a deadlock by giving up.
+        let patient = "[timeouts]\nfirst_byte_mirror = \"600s\"\nheaders = \"600s\"\nstall = \"600s\"";
+        let more = format!("{}\n{patient}", behind(&ports[1 - number].to_string(), true));
+        let mut config = config(dirs[number].path(), &[&origin], &more);
         config.listen = ports[number];
         nodes.push(Arc::new(Node::with(config, origin.name()).await));
     }
@@ -209,7 +212,6 @@ async fn mirrors_that_name_each_other_do_not_wait_for_each_other() {
         })
         .collect();
     for caller in callers {
-        // Far below the time limits that would dissolve a deadlock by giving up.
         tokio::time::timeout(Duration::from_secs(60), caller).await.expect("deadlock").unwrap();
     }
 }
