@@ -24,10 +24,10 @@ use crate::log::LevelControl;
 use crate::store::{Options, Store, StoreError};
 
 /// How long the end may take while reads are under way. With what follows it stays below 5 s.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the cache may take to reach the disk at the end.
-const CLOSING: Duration = Duration::from_millis(1500);
+const CLOSING: Duration = Duration::from_millis(1000);
 
 /// Why the daemon does not do what it is asked.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nydusd::api::server;
@@ -57,8 +56,9 @@ fn start(invocation: &Invocation) -> anyhow::Result<()> {
         .build()
         .context("could not start the async runtime")?;
     let result = runtime.block_on(serve(invocation, log));
-    // Whoever still waits for bytes is not waited for.
-    runtime.shutdown_timeout(Duration::from_millis(100));
+    // The runtime is left to the end of the process. Threads that serve the kernel may still wait on it; shut down under
+    // them it would make them panic, and waiting for them could take until their deadline.
+    std::mem::forget(runtime);
     result
 }
 

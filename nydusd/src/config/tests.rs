@@ -148,3 +148,13 @@ fn localfs_dir_is_blobs_and_cache_in_one() {
     assert_eq!(config.cache.work_dir, Path::new("/somewhere"));
     assert!(!config.rafs.prefetch.enable);
 }
+
+#[test]
+fn the_samples_are_understood_to_the_last_key() {
+    for name in ["nydusd-config.json", "nydusd-config.toml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
+        let parsed = load(&path).unwrap();
+        assert_eq!(parsed.ignored, Vec::<String>::new(), "{name}");
+        assert!(!parsed.config.cache.skip_verification, "{name}");
+    }
+}

@@ -139,5 +139,7 @@ pub(crate) fn differences(got: &BTreeMap<String, Value>, want: &BTreeMap<String,
             }
         }
     }
+    // More would hide the first.
+    found.truncate(20);
     found
 }
