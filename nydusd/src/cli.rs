@@ -277,8 +277,8 @@ mod tests {
 
     #[test]
     fn help_stays_as_people_know_it() {
-        insta::assert_snapshot!("help", command().render_long_help().to_string());
-        let mut command = command();
+        insta::assert_snapshot!("help", command().term_width(100).render_long_help().to_string());
+        let mut command = command().term_width(100);
         let fuse = command.find_subcommand_mut("fuse").unwrap();
         insta::assert_snapshot!("help_fuse", fuse.render_long_help().to_string());
     }

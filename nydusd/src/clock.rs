@@ -1,6 +1,5 @@
 //! Moments as text, in UTC.
 
-use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A moment, taken apart (proleptic Gregorian calendar, UTC).
@@ -48,44 +47,40 @@ impl Moment {
     }
 
     /// As in a log line: `2026-07-20 10:00:00.123456 +00:00`.
-    pub(crate) fn log(self) -> impl fmt::Display {
-        fmt::from_fn(move |f| write!(f, "{} {}.{:06} +00:00", self.date(), self.time(), self.nanos / 1_000))
+    pub(crate) fn log(self) -> String {
+        format!("{} {}.{:06} +00:00", self.date(), self.time(), self.nanos / 1_000)
     }
 
     /// As the API tells when something was mounted: `2026-07-20 10:00:00.5 +00:00:00`.
-    pub(crate) fn api(self) -> impl fmt::Display {
+    pub(crate) fn api(self) -> String {
         let digits = format!("{:09}", self.nanos);
         let digits = match digits.trim_end_matches('0') {
             "" => "0".to_owned(),
             some => some.to_owned(),
         };
-        fmt::from_fn(move |f| write!(f, "{} {}.{digits} +00:00:00", self.date(), self.time()))
+        format!("{} {}.{digits} +00:00:00", self.date(), self.time())
     }
 
     /// As in HTTP: `Mon, 20 Jul 2026 10:00:00 GMT`.
-    pub(crate) fn http(self) -> impl fmt::Display {
+    pub(crate) fn http(self) -> String {
         const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
         const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-        fmt::from_fn(move |f| {
-            let month = MONTHS[self.month as usize - 1];
-            write!(f, "{}, {:02} {month} {} {} GMT", DAYS[self.weekday], self.day, self.year, self.time())
-        })
+        let month = MONTHS[self.month as usize - 1];
+        format!("{}, {:02} {month} {} {} GMT", DAYS[self.weekday], self.day, self.year, self.time())
     }
 
     /// As in the name of a file: `20260720-100000`.
-    pub(crate) fn file(self) -> impl fmt::Display {
-        fmt::from_fn(move |f| {
-            let Self { year, month, day, hour, minute, second, .. } = self;
-            write!(f, "{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
-        })
+    pub(crate) fn file(self) -> String {
+        let Self { year, month, day, hour, minute, second, .. } = self;
+        format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
     }
 
-    fn date(self) -> impl fmt::Display {
-        fmt::from_fn(move |f| write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day))
+    fn date(self) -> String {
+        format!("{:04}-{:02}-{:02}", self.year, self.month, self.day)
     }
 
-    fn time(self) -> impl fmt::Display {
-        fmt::from_fn(move |f| write!(f, "{:02}:{:02}:{:02}", self.hour, self.minute, self.second))
+    fn time(self) -> String {
+        format!("{:02}:{:02}:{:02}", self.hour, self.minute, self.second)
     }
 }
 

@@ -34,7 +34,7 @@ const CLOSING: Duration = Duration::from_millis(1000);
 pub enum DaemonError {
     /// The image cannot be opened.
     #[error(transparent)]
-    Instance(#[from] InstanceError),
+    Instance(Box<InstanceError>),
     /// The mountpoint does not fit.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -75,6 +75,12 @@ pub enum DaemonError {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+impl From<InstanceError> for DaemonError {
+    fn from(error: InstanceError) -> Self {
+        Self::Instance(Box::new(error))
+    }
 }
 
 /// What a daemon is told at its start.

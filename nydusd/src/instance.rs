@@ -57,7 +57,7 @@ pub enum InstanceError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: SectionError,
+        source: Box<SectionError>,
     },
     /// The bootstrap leaves the name of its blob to its own file name, which cannot be one.
     #[error("RAFS failed to handle request, Failed to fill superBlock: {} does not name a blob", path.display())]
@@ -70,7 +70,7 @@ pub enum InstanceError {
     Store(#[from] StoreError),
     /// The backend cannot be used.
     #[error("RAFS failed to handle request, Failed to configure device: {0}")]
-    Backend(#[from] SourceError),
+    Backend(Box<SourceError>),
     /// A path to prefetch is not absolute.
     #[error("RAFS failed to handle request, prefetch file path `{0}` is not absolute")]
     PrefetchPath(String),
@@ -112,7 +112,8 @@ impl Instance {
         }
         let bootstrap = bootstrap::load(&spec.source)?;
         let options = RouteOptions { deadline: spec.config.read_deadline, ..RouteOptions::default() };
-        let route = Route::open(&spec.config.backend, options)?;
+        let route =
+            Route::open(&spec.config.backend, options).map_err(|error| InstanceError::Backend(Box::new(error)))?;
         let store = store.counting(Arc::new(Counters::default()));
         let mut blobs = Vec::new();
         for (index, info) in (0u16..).zip(bootstrap.blobs()) {

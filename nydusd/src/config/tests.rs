@@ -58,7 +58,8 @@ fn a_template_keeps_keys_that_nobody_knows() {
 
 #[test]
 fn a_wrong_type_names_its_key() {
-    let cases: [(&str, fn(&mut Value)); 8] = [
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 8] = [
         ("device.cache.config.work_dir", |d| d["device"]["cache"]["config"]["work_dir"] = json!(5)),
         ("device.backend.config.dir", |d| d["device"]["backend"]["config"]["dir"] = json!({})),
         ("device.backend.type", |d| d["device"]["backend"]["type"] = json!("carrier-pigeon")),

@@ -37,7 +37,7 @@ pub(super) fn load(path: &Path) -> Result<Bootstrap<Vec<u8>>, InstanceError> {
     }
     let bytes = if inside(&file) {
         let source = section::read_bootstrap(&mut file);
-        source.map_err(|source| InstanceError::Inlined { path: path.to_owned(), source })?
+        source.map_err(|source| InstanceError::Inlined { path: path.to_owned(), source: Box::new(source) })?
     } else if meta.len() > LARGEST {
         return Err(InstanceError::TooLarge { path: path.to_owned(), size: meta.len() });
     } else {
