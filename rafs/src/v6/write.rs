@@ -65,6 +65,9 @@ pub enum WriteError {
     /// The chunk size is not a power of two from 4,096 to 16 MiB.
     #[error("a chunk size of {0} bytes is not a power of two from 4096 to 16777216")]
     ChunkSize(u32),
+    /// A node to prefetch has no name in the tree.
+    #[error("the node {} to prefetch has no name", .0.0)]
+    Prefetch(NodeId),
     /// More than the format can count.
     #[error("the image has too many {0}")]
     TooMany(&'static str),
@@ -394,7 +397,8 @@ impl Writer<'_> {
     fn prefetch_table(&mut self) -> Result<(), WriteError> {
         if self.layout.prefetch != 0 {
             for (index, &id) in self.options.prefetch.iter().enumerate() {
-                let nid = u32::try_from(self.place(id).nid()).map_err(|_| WriteError::TooMany("inodes"))?;
+                let place = self.places.by_node.get(id.0).copied().flatten().ok_or(WriteError::Prefetch(id))?;
+                let nid = u32::try_from(place.nid()).map_err(|_| WriteError::TooMany("inodes"))?;
                 self.put(self.layout.prefetch + 4 * index as u64, &nid.to_le_bytes());
             }
         }

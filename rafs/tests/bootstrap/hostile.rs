@@ -4,6 +4,7 @@ use nydus_rafs::tree::Reading;
 use nydus_rafs::{Bootstrap, Ino};
 use proptest::prelude::*;
 
+use crate::fixtures::fixtures;
 use crate::trees::{options, to_bytes, trees};
 
 /// Asks everything that can be asked.
@@ -37,7 +38,7 @@ fn exercise(bytes: &[u8]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn flipped_bits_are_survived(tree in trees(), flips in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 1..40)) {
@@ -48,6 +49,24 @@ proptest! {
             bytes[*at.get(&used)] ^= 1 << bit;
             exercise(&bytes);
         }
+    }
+
+    #[test]
+    fn golden_images_survive_changes(
+        which in prop::sample::select(&["v5-inline/image.boot", "v5-prefetch-blob/bootstrap", "v6-inline/image.boot", "v6-tarfs/bootstrap", "chunk-dict/bootstrap"][..]),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..30),
+    ) {
+        let mut bytes = fixtures().get(&format!("out/{which}")).to_vec();
+        prop_assert!(exercise(&bytes), "the image is sound");
+        let used: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();
+        for (at, value, flip) in changes {
+            let at = *at.get(&used);
+            bytes[at] = if flip { bytes[at] ^ 1 << (value % 8) } else { value };
+            exercise(&bytes);
+        }
+        let cut = used[used.len() / 2];
+        exercise(&bytes[..cut]);
+        exercise(&bytes[..cut / 8 * 8]);
     }
 
     #[test]

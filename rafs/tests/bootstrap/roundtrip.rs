@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::trees::{blobs, listing, options, to_bytes, trees};
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn a_tree_survives_being_written_and_read(tree in trees()) {
