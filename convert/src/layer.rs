@@ -384,4 +384,4 @@ fn device_number((major, minor): (u32, u32)) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

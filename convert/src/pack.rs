@@ -304,3 +304,6 @@ impl<'p, W: Write> Packer<'p, W> {
         Ok(index)
     }
 }
+
+#[cfg(test)]
+mod tests;

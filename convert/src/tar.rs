@@ -462,4 +462,6 @@ impl<R: Read> Counted<R> {
 }
 
 #[cfg(test)]
+pub(crate) mod made;
+#[cfg(test)]
 mod tests;

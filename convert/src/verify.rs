@@ -310,3 +310,6 @@ fn shown(xattrs: &BTreeMap<OsString, Vec<u8>>) -> String {
     let one = |(name, value): (&OsString, &Vec<u8>)| format!("{}={}", name.display(), value.escape_ascii());
     xattrs.iter().map(one).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests;

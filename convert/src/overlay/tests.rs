@@ -1,0 +1,83 @@
+use super::*;
+use crate::layer::tests::{layer, listing};
+use crate::layer::Rules;
+use crate::tar::made::{Item, item};
+
+fn merged(layers: &[&[Item]]) -> Merged {
+    let rules = |index| if index == 0 { Rules::Lowest } else { Rules::Upper };
+    merge(layers.iter().enumerate().map(|(index, items)| layer(rules(index), items.to_vec()).unwrap()).collect())
+}
+
+fn listed(layers: &[&[Item]]) -> Vec<String> {
+    listing(&merged(layers).tree)
+}
+
+#[test]
+fn whiteouts_take_away_what_lies_below_and_are_not_seen() {
+    let lower = [item("a/f", b'0'), item("a/g", b'0'), item("b/x/y", b'0'), item("lone", b'0')];
+    let upper = [item("a/.wh.f", b'0'), item(".wh.b", b'0'), item(".wh.nothing", b'0')];
+    assert_eq!(listed(&[&lower, &upper]), ["d755 /a", "-644 /a/g", "-644 /lone"]);
+    assert_eq!(listed(&[&[item(".wh.f", b'0'), item("f", b'0')]]), ["-644 /f"]);
+}
+
+#[test]
+fn an_opaque_directory_shows_only_its_own_entries_but_an_opaque_root_hides_nothing() {
+    let lower = [item("d/old", b'0'), item("d/both", b'0').mode(0o600), item("r", b'0')];
+    let upper = [item("d/both", b'0'), item("d/.wh..wh..opq", b'0'), item(".wh..wh..opq", b'0')];
+    assert_eq!(listed(&[&lower, &upper]), ["d755 /d", "-644 /d/both", "-644 /r"]);
+    let again = [item("d/new", b'0'), item("d/.wh..wh..opq", b'0')];
+    assert_eq!(listed(&[&lower, &upper, &again]), ["d755 /d", "-644 /d/new", "-644 /r"]);
+}
+
+#[test]
+fn directories_join_and_other_things_replace() {
+    let lower = [item("d", b'5').mode(0o700), item("d/f", b'0'), item("x/y", b'0'), item("f", b'0')];
+    let upper = [item("d", b'5').mode(0o711), item("d/g", b'0'), item("x", b'0'), item("f", b'5').mode(0o750), item("f/in", b'0')];
+    assert_eq!(listed(&[&lower, &upper]), ["d711 /d", "-644 /d/f", "-644 /d/g", "d750 /f", "-644 /f/in", "-644 /x"]);
+    assert_eq!(listed(&[&lower, &upper, &[item("x", b'5').mode(0o755)]]), ["d711 /d", "-644 /d/f", "-644 /d/g", "d750 /f", "-644 /f/in", "d755 /x"]);
+}
+
+#[test]
+fn implied_directories_keep_the_attributes_from_below() {
+    let lower = [
+        Item { ids: (7, 8), mtime: 99, ..item("tmp", b'5').mode(0o1777).record("SCHILY.xattr.user.a", "1") },
+        item("usr/lib", b'5').mode(0o751),
+        item("lib", b'2').link("usr/lib"),
+    ];
+    let upper = [item("tmp/x", b'0'), item("lib/so", b'0')];
+    let merged = merged(&[&lower, &[item("other", b'0')], &upper]);
+    assert_eq!(
+        listing(&merged.tree),
+        ["d751 /lib", "-644 /lib/so", "-644 /other", "d1777 /tmp", "-644 /tmp/x", "d755 /usr", "d751 /usr/lib"]
+    );
+    let tmp = merged.tree.node(merged.tree.find(std::path::Path::new("/tmp")).unwrap());
+    assert_eq!((tmp.stat.uid, tmp.stat.gid, tmp.stat.mtime, tmp.xattrs.len()), (7, 8, 99, 1));
+}
+
+#[test]
+fn a_directory_listed_after_its_entries_keeps_only_attributes_of_its_own_and_those_from_below() {
+    let lower = [item("d", b'5').mode(0o700).record("SCHILY.xattr.user.a", "1").record("SCHILY.xattr.user.b", "1")];
+    let upper = [item("d/f", b'0'), item("d", b'5').mode(0o711).record("SCHILY.xattr.user.b", "2")];
+    let merged = merged(&[&lower, &upper]);
+    let dir = merged.tree.node(merged.tree.find(std::path::Path::new("/d")).unwrap());
+    let xattrs: Vec<_> = dir.xattrs.values().map(|value| value[0]).collect();
+    assert_eq!((dir.stat.permissions, xattrs), (0o711, vec![b'1', b'2']));
+}
+
+#[test]
+fn hard_links_stay_together_and_names_need_not_be_text() {
+    let name = b"caf\xe9";
+    let lower = [item(name, b'0').body("x"), item("l", b'1').link(name)];
+    let merged = merged(&[&lower, &[item([b".wh.", &name[..]].concat(), b'0')]]);
+    assert_eq!(listing(&merged.tree), ["-644 /l"]);
+    assert_eq!(merged.bodies.len(), 1);
+    let merged = merge(vec![layer(Rules::Lowest, lower).unwrap()]);
+    let children: Vec<_> = merged.tree.children(Tree::ROOT).unwrap().values().collect();
+    assert_eq!(children[0], children[1]);
+}
+
+#[test]
+fn a_device_with_number_zero_is_a_whiteout_to_the_kernel() {
+    let lower = [item("f", b'0'), item("g", b'0')];
+    assert_eq!(listed(&[&lower, &[item("f", b'3')]]), ["-644 /g"]);
+}
