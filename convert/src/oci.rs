@@ -149,7 +149,9 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.trim().split('/');
         let (os, architecture, variant) = (parts.next(), parts.next(), parts.next());
-        let usable = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        let usable = |part: &&str| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        };
         match (os.filter(usable), architecture.filter(usable), parts.next()) {
             (Some(os), Some(architecture), None) => Ok(Self {
                 architecture: match architecture {

@@ -130,7 +130,12 @@ impl Laying<'_> {
                     Some(existing) => existing,
                     None => {
                         let kind = NodeKind::Directory(BTreeMap::new());
-                        let new = self.merged.tree.add(Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind, implied: false });
+                        let new = self.merged.tree.add(Node {
+                            stat: Stat::default(),
+                            xattrs: BTreeMap::new(),
+                            kind,
+                            implied: false,
+                        });
                         self.children(lower).insert(name, new);
                         new
                     }

@@ -273,9 +273,9 @@ impl<R: Read> Archive<R> {
             } else if records.is_sparse_1_0() {
                 let before = self.input.at;
                 let map = self.sparse_1_0_map(&records, at)?;
-                self.stored_left = stored.checked_sub(self.input.at - before).ok_or_else(|| {
-                    bad("its sparse map is longer than the entry".to_owned())
-                })?;
+                self.stored_left = stored
+                    .checked_sub(self.input.at - before)
+                    .ok_or_else(|| bad("its sparse map is longer than the entry".to_owned()))?;
                 Expander::sparse(map, self.stored_left)
             } else if let Some(map) = records.sparse_map().map_err(bad)? {
                 Expander::sparse(map, stored)
@@ -376,7 +376,10 @@ impl<R: Read> Archive<R> {
     fn extension(&mut self, block: &Block, at: u64) -> Result<Vec<u8>, TarError> {
         let size = block.size().map_err(|why| TarError::Header { at, why })?;
         if size > EXTENSION_LIMIT {
-            return Err(TarError::Header { at, why: format!("an extension header of {size} bytes; 1 MiB is the limit") });
+            return Err(TarError::Header {
+                at,
+                why: format!("an extension header of {size} bytes; 1 MiB is the limit"),
+            });
         }
         let mut body = vec![0; usize::try_from(size).expect("at most 1 MiB")];
         self.input.read_exact(&mut body, "an extension header")?;

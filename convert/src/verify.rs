@@ -100,8 +100,11 @@ pub fn check_blob<B: AsRef<[u8]>>(
         buffer.resize(len, 0);
         stored.read_exact(&mut buffer).map_err(failed)?;
         at = chunk.stored.end;
-        let verified = Verified::decode(chunk, &buffer)
-            .map_err(|source| VerifyError::Chunk { blob: name(), chunk: chunk.index.0, source })?;
+        let verified = Verified::decode(chunk, &buffer).map_err(|source| VerifyError::Chunk {
+            blob: name(),
+            chunk: chunk.index.0,
+            source,
+        })?;
         let plain = verified.bytes();
         let digest = chunk.digest.unwrap_or_else(|| chunk.algorithm.digest(plain));
         sound.0.insert(chunk.index.0, (digest, plain.len() as u64));
@@ -246,7 +249,12 @@ impl<B: AsRef<[u8]>> Comparison<'_, B> {
         }
     }
 
-    fn directory(&mut self, ino: Ino, children: &BTreeMap<OsString, NodeId>, path: &mut Vec<u8>) -> Result<(), VerifyError> {
+    fn directory(
+        &mut self,
+        ino: Ino,
+        children: &BTreeMap<OsString, NodeId>,
+        path: &mut Vec<u8>,
+    ) -> Result<(), VerifyError> {
         let metadata = |path: &[u8], source| VerifyError::Metadata { path: text(path), source };
         let mut wanted = children.iter();
         let image = self.image;

@@ -331,7 +331,8 @@ fn patterns(policy: PrefetchPolicy) -> anyhow::Result<Vec<PathBuf>> {
     match policy {
         PrefetchPolicy::None => Ok(Vec::new()),
         PrefetchPolicy::Fs | PrefetchPolicy::Blob => {
-            let patterns = prefetch::read(io::stdin().lock()).context("reading prefetch patterns from standard input")?;
+            let patterns =
+                prefetch::read(io::stdin().lock()).context("reading prefetch patterns from standard input")?;
             // Nothing on standard input means everything.
             Ok(if patterns.is_empty() { vec![PathBuf::from("/")] } else { patterns })
         }
@@ -384,7 +385,9 @@ fn create(flags: Create) -> anyhow::Result<()> {
     let blob = match (flags.blob, flags.blob_dir) {
         (Some(path), _) => BlobPlace::File(path),
         (None, Some(dir)) => BlobPlace::Directory(dir),
-        (None, None) if bootstrap == BootstrapPlace::Inline => bail!("--blob or --blob-dir is needed with --blob-inline-meta"),
+        (None, None) if bootstrap == BootstrapPlace::Inline => {
+            bail!("--blob or --blob-dir is needed with --blob-inline-meta")
+        }
         (None, None) => bail!("--blob or --blob-dir is needed"),
     };
     let request = create::Request {
@@ -436,5 +439,9 @@ fn merge(flags: Merge) -> anyhow::Result<()> {
 }
 
 fn say(report: &Report) {
-    tracing::info!("successfully built RAFS filesystem: \nmeta blob path: {}\ndata blobs: {:?}", report.bootstrap, report.blobs);
+    tracing::info!(
+        "successfully built RAFS filesystem: \nmeta blob path: {}\ndata blobs: {:?}",
+        report.bootstrap,
+        report.blobs
+    );
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use nydus_backend::Credential;
 use nydus_backend::http::{Proxy, Timeouts, Tls};
 use nydus_backend::registry::{Client, ClientOptions, Reference, Scheme};
-use nydus_backend::Credential;
 use nydus_convert::chunk_size::ChunkSize;
 use nydus_convert::nydusify::convert::{self, Metrics, Request, Wanted};
 use nydus_convert::nydusify::progress::Progress;

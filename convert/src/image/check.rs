@@ -64,7 +64,14 @@ fn print_tree(tree: &Tree, out: &mut impl Write) -> std::io::Result<()> {
     let mut todo = vec![(Tree::ROOT, std::ffi::OsString::from("/"))];
     while let Some((id, path)) = todo.pop() {
         let node = tree.node(id);
-        writeln!(out, "inode: path {} mode {:o} uid {} gid {}", path.display(), node.stat.permissions, node.stat.uid, node.stat.gid)?;
+        writeln!(
+            out,
+            "inode: path {} mode {:o} uid {} gid {}",
+            path.display(),
+            node.stat.permissions,
+            node.stat.uid,
+            node.stat.gid
+        )?;
         for (name, &child) in tree.children(id).into_iter().flatten().rev() {
             let mut below = path.clone();
             if below != "/" {

@@ -102,7 +102,8 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     let sealed = blob.seal().context("writing the blob")?;
     let id = request.blob_id.clone().unwrap_or_else(|| sealed.builder_id().into());
     let inline = request.bootstrap == BootstrapPlace::Inline;
-    let info = sealed.info().map(|info| if inline { info.clone() } else { BlobInfo { id: id.clone(), ..info.clone() } });
+    let info =
+        sealed.info().map(|info| if inline { info.clone() } else { BlobInfo { id: id.clone(), ..info.clone() } });
     let chunks = sealed.chunks().to_vec();
     let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
     let prefetch: &[PathBuf] = if request.prefetch_table { &request.prefetch } else { &[] };
@@ -118,7 +119,9 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
         BootstrapPlace::Inline => None,
         BootstrapPlace::File(path) => Some(path.clone()),
         BootstrapPlace::Directory => {
-            let BlobPlace::Directory(dir) = &request.blob else { bail!("the bootstrap needs --bootstrap or --blob-dir") };
+            let BlobPlace::Directory(dir) = &request.blob else {
+                bail!("the bootstrap needs --bootstrap or --blob-dir")
+            };
             Some(dir.join(Algorithm::Sha256.digest(&boot).to_string()))
         }
     };
@@ -142,7 +145,8 @@ fn read<W: Write>(request: &Request, packer: Packer<'_, W>) -> anyhow::Result<(L
             let mut input = BufReader::with_capacity(256 << 10, file);
             let packing = Packing::of(input.fill_buf().with_context(|| format!("reading {}", path.display()))?);
             let tar = packing.open(input).context("opening the archive")?;
-            stream::pack_tar(tar, Rules::Alone, chunk_size, packer).with_context(|| format!("unpacking {}", path.display()))
+            stream::pack_tar(tar, Rules::Alone, chunk_size, packer)
+                .with_context(|| format!("unpacking {}", path.display()))
         }
     }
 }

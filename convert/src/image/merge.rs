@@ -68,7 +68,8 @@ pub fn merge(request: &Request) -> anyhow::Result<Report> {
         let context = || format!("reading {}", path.display());
         let image = Bootstrap::open(std::fs::read(path).with_context(context)?).with_context(context)?;
         let flags = image.flags();
-        let own = Recipe { compressor: flags.compressor(), algorithm: flags.algorithm(), chunk_size: image.chunk_size() };
+        let own =
+            Recipe { compressor: flags.compressor(), algorithm: flags.algorithm(), chunk_size: image.chunk_size() };
         match &recipe {
             None => recipe = Some((own, flags)),
             Some((first, first_flags)) => compatible(*first, *first_flags, own, flags)?,
@@ -151,7 +152,10 @@ impl Request {
         let blob = match image.blobs() {
             [] => None,
             [info] => Some((self.name(index, info.clone())?, image.chunks(0)?.all().to_vec())),
-            several => bail!("it refers to {} blobs; a layer may refer to one, chunk dictionaries are not supported yet", several.len()),
+            several => bail!(
+                "it refers to {} blobs; a layer may refer to one, chunk dictionaries are not supported yet",
+                several.len()
+            ),
         };
         Ok(Part { layer, blob })
     }

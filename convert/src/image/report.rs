@@ -62,7 +62,13 @@ pub fn compressor_name(compressor: Compressor) -> &'static str {
 
 impl Report {
     /// Makes a report.
-    pub fn new(bootstrap: Option<&Path>, blobs: &[BlobId], fs_version: u8, compressor: Compressor, trace: Trace) -> Self {
+    pub fn new(
+        bootstrap: Option<&Path>,
+        blobs: &[BlobId],
+        fs_version: u8,
+        compressor: Compressor,
+        trace: Trace,
+    ) -> Self {
         Self {
             version: version(),
             bootstrap: bootstrap.map_or_else(String::new, |path| path.display().to_string()),

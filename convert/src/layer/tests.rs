@@ -74,7 +74,15 @@ fn names_never_leave_the_root_and_links_lead_inside_it() {
     ];
     assert_eq!(
         listed(Rules::Upper, items),
-        ["-644 /abs", "d755i /etc", "-644 /etc/passwd", "l777 /lib", "d755i /usr", "d755i /usr/lib", "-644 /usr/lib/so"]
+        [
+            "-644 /abs",
+            "d755i /etc",
+            "-644 /etc/passwd",
+            "l777 /lib",
+            "d755i /usr",
+            "d755i /usr/lib",
+            "-644 /usr/lib/so"
+        ]
     );
 }
 
@@ -130,7 +138,15 @@ fn what_cannot_be_unpacked_is_refused_by_name_and_place() {
 fn whiteouts_stay_in_upper_layers_and_act_at_once_in_the_lowest() {
     let items = || vec![item("d/f", b'0'), item("d/.wh.g", b'0'), item("d/g", b'0'), item(".wh.x", b'0')];
     assert_eq!(listed(Rules::Upper, items()), ["-644 /.wh.x", "d755i /d", "-644 /d/f", "-644 /d/g"]);
-    let items = || vec![item("d/f", b'0'), item("d/.wh.f", b'0'), item("e/i/f", b'0'), item("e/g", b'0'), item("e/.wh..wh..opq", b'0')];
+    let items = || {
+        vec![
+            item("d/f", b'0'),
+            item("d/.wh.f", b'0'),
+            item("e/i/f", b'0'),
+            item("e/g", b'0'),
+            item("e/.wh..wh..opq", b'0'),
+        ]
+    };
     assert_eq!(listed(Rules::Lowest, items()), ["d755i /d", "d755i /e", "-644 /e/g"]);
 }
 
@@ -147,7 +163,10 @@ fn attributes_are_what_unpacking_leaves() {
     assert_eq!(stat(Rules::Upper, item("f", b'0').record("uid", "4294967295")).uid, 0);
     assert_eq!(stat(Rules::Upper, item("f", b'0').record("uid", "4294967294")).uid, 4_294_967_294);
     let xattrs = |rules| {
-        let with = item("f", b'0').record("SCHILY.xattr.trusted.a", "1").record("SCHILY.xattr.user.b", "2").record("SCHILY.xattr.odd", "3");
+        let with = item("f", b'0')
+            .record("SCHILY.xattr.trusted.a", "1")
+            .record("SCHILY.xattr.user.b", "2")
+            .record("SCHILY.xattr.odd", "3");
         let layer = layer(rules, [with]).unwrap();
         let id = layer.tree.find(std::path::Path::new("/f")).unwrap();
         layer.tree.node(id).xattrs.keys().map(|name| name.display().to_string()).collect::<Vec<_>>()
@@ -158,7 +177,8 @@ fn attributes_are_what_unpacking_leaves() {
 
 #[test]
 fn pipes_need_no_device_numbers_and_devices_have_theirs() {
-    let items = [item("p", b'6'), Item { device: (259, 70000), ..item("c", b'3') }, Item { device: (7, 1), ..item("b", b'4') }];
+    let items =
+        [item("p", b'6'), Item { device: (259, 70000), ..item("c", b'3') }, Item { device: (7, 1), ..item("b", b'4') }];
     let layer = layer(Rules::Upper, items).unwrap();
     let kind = |path: &str| layer.tree.node(layer.tree.find(std::path::Path::new(path)).unwrap()).kind.clone();
     assert_eq!(kind("/p"), NodeKind::Fifo);

@@ -69,7 +69,9 @@ fn header(tar: &mut Vec<u8>, name: &str, mode: u32, size: u64, kind: u8) {
 pub(super) fn bootstrap(gzip: &[u8], limit: u64) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::new(flate2::bufread::MultiGzDecoder::new(gzip));
     while let Some(entry) = archive.next_entry()? {
-        if entry.kind != EntryKind::Regular || crate::path::clean(&entry.path) != crate::path::clean(b"image/image.boot") {
+        if entry.kind != EntryKind::Regular
+            || crate::path::clean(&entry.path) != crate::path::clean(b"image/image.boot")
+        {
             continue;
         }
         if entry.size > limit {
@@ -96,10 +98,12 @@ mod tests {
 
     #[test]
     fn a_bundle_gives_its_bootstrap_back_and_is_the_same_every_time() {
-        let members = || vec![
-            Member { name: "image/image.boot".into(), bytes: vec![7; 5000] },
-            Member { name: "image/aa.blob.meta".into(), bytes: vec![1; 512] },
-        ];
+        let members = || {
+            vec![
+                Member { name: "image/image.boot".into(), bytes: vec![7; 5000] },
+                Member { name: "image/aa.blob.meta".into(), bytes: vec![1; 512] },
+            ]
+        };
         let (one, two) = (pack(&members()).unwrap(), pack(&members()).unwrap());
         assert_eq!((&one.bytes, one.diff_id), (&two.bytes, two.diff_id));
         assert_eq!(bootstrap(&one.bytes, 1 << 20).unwrap(), vec![7; 5000]);

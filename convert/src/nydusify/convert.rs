@@ -101,13 +101,13 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         (_, Some(_)) => bail!("the target {} names a digest; name a tag", request.target),
         (tag, None) => tag.unwrap_or("latest").to_owned(),
     };
-    let (found, index) =
-        fetch::manifests(&request.source_client, repository, request.source.target(), &request.wanted)
-            .await
-            .with_context(|| format!("reading {}", request.source))?;
+    let (found, index) = fetch::manifests(&request.source_client, repository, request.source.target(), &request.wanted)
+        .await
+        .with_context(|| format!("reading {}", request.source))?;
     metrics.source_pull_elapsed = nanos(begun);
     let pool = Pool::for_this_machine().context("starting worker threads")?;
-    let workshop = Workshop { pool: Arc::new(pool), recipe: request.recipe, work_dir: Arc::from(request.work_dir.as_path()) };
+    let workshop =
+        Workshop { pool: Arc::new(pool), recipe: request.recipe, work_dir: Arc::from(request.work_dir.as_path()) };
     let same_host = request.source_client.host() == request.target_client.host();
     let sibling = (same_host && repository != request.target.repository()).then(|| repository.to_owned());
     let destination = Destination {
@@ -120,7 +120,9 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         let platform = found.descriptor.platform.as_ref().map_or_else(String::new, Platform::to_string);
         let image = Image { request, workshop: &workshop, destination: &destination, progress };
         let made = image.convert(found, metrics).await;
-        manifests.push(made.with_context(|| if platform.is_empty() { "converting".to_owned() } else { format!("converting {platform}") })?);
+        manifests.push(made.with_context(|| {
+            if platform.is_empty() { "converting".to_owned() } else { format!("converting {platform}") }
+        })?);
     }
     let pushing = Instant::now();
     let (media_type, bytes) = match (<[_; 1]>::try_from(manifests), index) {
@@ -182,7 +184,10 @@ impl Image<'_> {
     async fn convert(&self, source: Found, metrics: &mut Metrics) -> anyhow::Result<Converted> {
         let Found { descriptor, manifest } = source;
         if manifest.layers.iter().any(Descriptor::is_nydus) {
-            bail!("{} is a nydus image already; use `nydusify copy`, or convert the image that it was made from", self.request.source);
+            bail!(
+                "{} is a nydus image already; use `nydusify copy`, or convert the image that it was made from",
+                self.request.source
+            );
         }
         if manifest.layers.is_empty() {
             bail!("the image has no layers");
@@ -231,9 +236,16 @@ impl Image<'_> {
 
         if self.request.verify {
             let begun = Instant::now();
-            let entries = self.verify(&bootstrap, merged.expected).await.context("the pushed image is not the source image; nothing was tagged")?;
+            let entries = self
+                .verify(&bootstrap, merged.expected)
+                .await
+                .context("the pushed image is not the source image; nothing was tagged")?;
             metrics.verify_elapsed += nanos(begun);
-            tracing::info!(entries, seconds = begun.elapsed().as_secs_f32(), "read the pushed image back: it equals the source");
+            tracing::info!(
+                entries,
+                seconds = begun.elapsed().as_secs_f32(),
+                "read the pushed image back: it equals the source"
+            );
         } else {
             tracing::warn!("the pushed image was not compared with the source, because --no-verify was given");
         }
@@ -285,9 +297,9 @@ impl Image<'_> {
                 anyhow::Ok(made)
             }
         });
-        let named = work.zip(layers).map(|(work, layer)| async {
-            work.await.with_context(|| format!("layer {}", layer.digest))
-        });
+        let named = work
+            .zip(layers)
+            .map(|(work, layer)| async { work.await.with_context(|| format!("layer {}", layer.digest)) });
         futures::future::try_join_all(named).await
     }
 
@@ -317,7 +329,12 @@ impl Image<'_> {
         Ok(compare.await.context("the comparison stopped")??)
     }
 
-    async fn check_blob(&self, image: Arc<Bootstrap<Vec<u8>>>, blob: usize, digest: &str) -> anyhow::Result<verify::Sound> {
+    async fn check_blob(
+        &self,
+        image: Arc<Bootstrap<Vec<u8>>>,
+        blob: usize,
+        digest: &str,
+    ) -> anyhow::Result<verify::Sound> {
         let Destination { client, repository, .. } = self.destination;
         let mut attempt = 0;
         loop {
@@ -440,7 +457,10 @@ fn diff_ids(config: &serde_json::Value, layers: usize) -> anyhow::Result<Vec<Str
     let ids: Option<Vec<String>> = listed.iter().map(|id| id.as_str().map(str::to_owned)).collect();
     let ids = ids.context("rootfs.diff_ids of the image's configuration holds something other than text")?;
     if ids.len() != layers {
-        bail!("the manifest has {layers} layers and rootfs.diff_ids of the image's configuration has {}: one of the two is damaged", ids.len());
+        bail!(
+            "the manifest has {layers} layers and rootfs.diff_ids of the image's configuration has {}: one of the two is damaged",
+            ids.len()
+        );
     }
     Ok(ids)
 }

@@ -12,7 +12,10 @@ use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 const MAX_CONFIG: u64 = 16 << 20;
 
 /// Runs `ask` again while it fails in a way that may pass.
-pub(super) async fn persist<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, RegistryError>) -> anyhow::Result<T> {
+pub(super) async fn persist<T>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
+) -> anyhow::Result<T> {
     let mut attempt = 0;
     loop {
         match ask().await {
@@ -62,7 +65,8 @@ pub(super) async fn manifests(
     let mut found = Vec::new();
     for descriptor in chosen {
         let digest = descriptor.digest.as_str();
-        let document = persist("reading a manifest of the index", async || client.manifest(repository, digest).await).await?;
+        let document =
+            persist("reading a manifest of the index", async || client.manifest(repository, digest).await).await?;
         if document.is_index() {
             bail!("{digest} is an index inside an index, which cannot be converted; name it by digest as the source");
         }
@@ -74,7 +78,9 @@ pub(super) async fn manifests(
 
 fn parse(media_type: &str, bytes: &[u8]) -> anyhow::Result<Manifest> {
     if media_type.contains("manifest.v1+") && media_type.contains("docker") {
-        bail!("the source is a docker schema 1 image, which cannot be converted; pull and push it with a current docker first");
+        bail!(
+            "the source is a docker schema 1 image, which cannot be converted; pull and push it with a current docker first"
+        );
     }
     let mut manifest: Manifest = serde_json::from_slice(bytes).context("the source's manifest cannot be understood")?;
     if manifest.media_type.is_empty() {
@@ -120,7 +126,8 @@ impl Wanted {
             Self::Platforms(platforms) => {
                 let mut chosen: Vec<Descriptor> = Vec::new();
                 for platform in platforms {
-                    let accepts = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|offered| platform.accepts(offered));
+                    let accepts =
+                        |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|offered| platform.accepts(offered));
                     let Some(entry) = images().find(accepts) else {
                         bail!("the source has no image for {platform}; it has {}", offered());
                     };
@@ -135,7 +142,11 @@ impl Wanted {
 }
 
 /// Reads an image's configuration.
-pub(super) async fn config(client: &Client, repository: &str, descriptor: &Descriptor) -> anyhow::Result<serde_json::Value> {
+pub(super) async fn config(
+    client: &Client,
+    repository: &str,
+    descriptor: &Descriptor,
+) -> anyhow::Result<serde_json::Value> {
     if descriptor.media_type != names::OCI_CONFIG && descriptor.media_type != names::DOCKER_CONFIG {
         bail!("the source is not a container image: its configuration has the type {}", descriptor.media_type);
     }
@@ -144,7 +155,12 @@ pub(super) async fn config(client: &Client, repository: &str, descriptor: &Descr
 }
 
 /// Reads a blob into memory and checks its digest.
-pub(super) async fn blob(client: &Client, repository: &str, descriptor: &Descriptor, limit: u64) -> anyhow::Result<Bytes> {
+pub(super) async fn blob(
+    client: &Client,
+    repository: &str,
+    descriptor: &Descriptor,
+    limit: u64,
+) -> anyhow::Result<Bytes> {
     let digest = descriptor.digest.as_str();
     let bytes = persist("reading a blob", async || {
         client.blob(repository, digest, &BlobRequest::default()).await?.read(limit).await

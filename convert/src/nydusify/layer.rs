@@ -79,7 +79,9 @@ pub(super) async fn make(
     let (made, plain) = made.context("the conversion stopped")??;
     let plain = format!("sha256:{plain}");
     if plain != diff_id {
-        bail!("uncompressed it has the digest {plain}, and the image's configuration says {diff_id}: one of the two is damaged, push the source image again");
+        bail!(
+            "uncompressed it has the digest {plain}, and the image's configuration says {diff_id}: one of the two is damaged, push the source image again"
+        );
     }
     bar.done();
     Ok(made)

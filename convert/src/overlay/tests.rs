@@ -1,6 +1,6 @@
 use super::*;
-use crate::layer::tests::{layer, listing};
 use crate::layer::Rules;
+use crate::layer::tests::{layer, listing};
 use crate::tar::made::{Item, item};
 
 fn merged(layers: &[&[Item]]) -> Merged {
@@ -32,9 +32,18 @@ fn an_opaque_directory_shows_only_its_own_entries_but_an_opaque_root_hides_nothi
 #[test]
 fn directories_join_and_other_things_replace() {
     let lower = [item("d", b'5').mode(0o700), item("d/f", b'0'), item("x/y", b'0'), item("f", b'0')];
-    let upper = [item("d", b'5').mode(0o711), item("d/g", b'0'), item("x", b'0'), item("f", b'5').mode(0o750), item("f/in", b'0')];
+    let upper = [
+        item("d", b'5').mode(0o711),
+        item("d/g", b'0'),
+        item("x", b'0'),
+        item("f", b'5').mode(0o750),
+        item("f/in", b'0'),
+    ];
     assert_eq!(listed(&[&lower, &upper]), ["d711 /d", "-644 /d/f", "-644 /d/g", "d750 /f", "-644 /f/in", "-644 /x"]);
-    assert_eq!(listed(&[&lower, &upper, &[item("x", b'5').mode(0o755)]]), ["d711 /d", "-644 /d/f", "-644 /d/g", "d750 /f", "-644 /f/in", "d755 /x"]);
+    assert_eq!(
+        listed(&[&lower, &upper, &[item("x", b'5').mode(0o755)]]),
+        ["d711 /d", "-644 /d/f", "-644 /d/g", "d750 /f", "-644 /f/in", "d755 /x"]
+    );
 }
 
 #[test]

@@ -109,7 +109,13 @@ fn files(tree: &Tree, id: NodeId, order: &mut Vec<NodeId>) {
     }
 }
 
-fn push<W: Write>(packer: &mut Packer<'_, W>, body: BodyId, path: &Path, size: u64, chunk_size: u32) -> Result<(), DirectoryError> {
+fn push<W: Write>(
+    packer: &mut Packer<'_, W>,
+    body: BodyId,
+    path: &Path,
+    size: u64,
+    chunk_size: u32,
+) -> Result<(), DirectoryError> {
     let read = |source| DirectoryError::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read)?;
     let mut left = size;

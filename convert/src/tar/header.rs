@@ -144,7 +144,11 @@ fn octal(field: &[u8]) -> Option<i64> {
     let field = field.trim_ascii_start();
     let end = field.iter().position(|&byte| byte == 0 || byte == b' ').unwrap_or(field.len());
     // Some writers pad with NUL in front.
-    let digits = if end == 0 { field.iter().position(|&byte| byte != 0 && byte != b' ').map_or(&field[..0], |from| text_end(&field[from..])) } else { &field[..end] };
+    let digits = if end == 0 {
+        field.iter().position(|&byte| byte != 0 && byte != b' ').map_or(&field[..0], |from| text_end(&field[from..]))
+    } else {
+        &field[..end]
+    };
     let mut value = 0_i64;
     for &digit in digits {
         if !(b'0'..=b'7').contains(&digit) {

@@ -35,9 +35,11 @@ impl Records {
             }
             let blank = body.iter().position(|&byte| byte == b' ').ok_or("a pax record without a length")?;
             let len = decimal(&body[..blank]).and_then(|len| usize::try_from(len).ok());
-            let len = len.filter(|&len| len > blank + 1 && len <= body.len()).ok_or("a pax record of impossible length")?;
+            let len =
+                len.filter(|&len| len > blank + 1 && len <= body.len()).ok_or("a pax record of impossible length")?;
             let (record, rest) = body.split_at(len);
-            let record = record[blank + 1..].strip_suffix(b"\n").ok_or("a pax record that does not end in a newline")?;
+            let record =
+                record[blank + 1..].strip_suffix(b"\n").ok_or("a pax record that does not end in a newline")?;
             let equals = record.iter().position(|&byte| byte == b'=').ok_or("a pax record without `=`")?;
             records.take(&record[..equals], &record[equals + 1..])?;
             body = rest;

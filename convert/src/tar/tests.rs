@@ -171,7 +171,13 @@ fn what_is_no_header_is_refused_with_its_place() {
 }
 
 fn items() -> impl Strategy<Value = Vec<Item>> {
-    let one = ("[a-z]{1,90}", prop::collection::vec(any::<u8>(), 0..2000), 0_u32..0o10000, 0_u64..1 << 33, prop::collection::vec(any::<u8>(), 0..40));
+    let one = (
+        "[a-z]{1,90}",
+        prop::collection::vec(any::<u8>(), 0..2000),
+        0_u32..0o10000,
+        0_u64..1 << 33,
+        prop::collection::vec(any::<u8>(), 0..40),
+    );
     let one = one.prop_map(|(name, body, mode, mtime, value)| {
         let item = Item { mtime, ..item(name, b'0').mode(mode).body(body) };
         if value.is_empty() { item } else { item.record("SCHILY.xattr.user.x", value) }

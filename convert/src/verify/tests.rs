@@ -54,8 +54,7 @@ fn image(recipe: Recipe, layers: &[&[Item]]) -> Image {
     let mut merged = overlay::merge(layers);
     let order = bootstrap::number_blobs(&mut merged.tree, &same);
     let used: Vec<_> = order.iter().map(|&index| &rest[usize::from(index)]).collect();
-    let blobs: Vec<_> =
-        used.iter().map(|(_, info, chunks, _)| Blob { info: info.clone().unwrap(), chunks }).collect();
+    let blobs: Vec<_> = used.iter().map(|(_, info, chunks, _)| Blob { info: info.clone().unwrap(), chunks }).collect();
     let boot = bootstrap::write(&merged.tree, &blobs, recipe, &[], Style::default()).unwrap();
     let digest = |&(layer, BodyId(body)): &(usize, BodyId)| rest[layer].0[body].digest.unwrap();
     let contents = merged.bodies.iter().map(|(&node, place)| (node, digest(place))).collect();
@@ -92,7 +91,11 @@ fn example() -> Vec<Vec<Item>> {
             item("link", b'2').link("etc/a"),
             item("null", b'3'),
         ],
-        vec![item("etc/text", b'0').body(noise(2, 9000)), item(".wh.link", b'0'), item("copy", b'0').body(noise(1, 10_000))],
+        vec![
+            item("etc/text", b'0').body(noise(2, 9000)),
+            item(".wh.link", b'0'),
+            item("copy", b'0').body(noise(1, 10_000)),
+        ],
     ]
 }
 
@@ -160,8 +163,12 @@ fn every_attribute_is_compared() {
 #[test]
 fn missing_further_and_renamed_entries_are_found() {
     let changes: [fn(&mut BTreeMap<OsString, NodeId>); 3] = [
-        |children| drop(children.remove(OsStr::new("a"))),
-        |children| drop(children.insert("zz".into(), children[OsStr::new("a")])),
+        |children| {
+            children.remove(OsStr::new("a"));
+        },
+        |children| {
+            children.insert("zz".into(), children[OsStr::new("a")]);
+        },
         |children| {
             let id = children.remove(OsStr::new("a")).unwrap();
             children.insert("aa".into(), id);
@@ -190,7 +197,8 @@ fn chunks_in_the_wrong_file_are_found_though_each_is_sound() {
 fn random_item() -> impl Strategy<Value = Item> {
     let name = "[a-c]{1,2}(/[a-c]{1,2}){0,2}";
     let kind = prop_oneof![4 => Just(b'0'), 2 => Just(b'5'), 1 => Just(b'2'), 1 => Just(b'6')];
-    let body = (0_usize..20_000, any::<u8>()).prop_map(|(len, byte)| (0..len).map(|at| byte ^ (at / 997) as u8).collect::<Vec<_>>());
+    let body = (0_usize..20_000, any::<u8>())
+        .prop_map(|(len, byte)| (0..len).map(|at| byte ^ (at / 997) as u8).collect::<Vec<_>>());
     (name, kind, body, 0_u32..0o10000, 0_u32..3, prop::bool::weighted(0.2), prop::bool::weighted(0.1)).prop_map(
         |(name, kind, body, mode, owner, xattr, whiteout)| {
             let name = match (whiteout, name.rsplit_once('/')) {
