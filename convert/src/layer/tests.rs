@@ -10,7 +10,7 @@ pub(crate) fn layer(rules: Rules, items: impl IntoIterator<Item = Item>) -> Resu
     let mut builder = LayerBuilder::new(rules);
     let mut bodies = 0;
     while let Some(entry) = archive.next_entry()? {
-        let body = LayerBuilder::wants_body(&entry).then(|| BodyId(bodies));
+        let body = LayerBuilder::wants_body(&entry).then_some(BodyId(bodies));
         bodies += usize::from(body.is_some());
         builder.add(entry, body)?;
     }
