@@ -11,6 +11,7 @@
 mod error;
 mod health;
 mod source;
+mod whole;
 
 use std::fmt;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::SourceError;
 use source::{Answer, Ask, Sources};
+pub use whole::WholeBlob;
 
 use crate::config::Config;
 use crate::credentials::Credential;
@@ -229,7 +231,7 @@ impl Route {
                     (Answer::Bytes(stream, ignores_ranges), name, from_mirror) => {
                         Ok(Served { bytes: stream, source: name, from_mirror, ignores_ranges })
                     }
-                    (Answer::Size(_), ..) => unreachable!("bytes were asked for"),
+                    _ => unreachable!("bytes were asked for"),
                 };
             }
             Backend::LocalFs(local) => local.read(blob, stored.clone()).await,
@@ -270,9 +272,29 @@ impl Route {
             Backend::Memory(memory) => memory.size(blob).await,
             Backend::Registry(sources) => match self.go_round(sources, blob, &Ask::Size, Urgency::Demand).await? {
                 (Answer::Size(size), ..) => Ok(size),
-                (Answer::Bytes(..), ..) => unreachable!("the size was asked for"),
+                _ => unreachable!("the size was asked for"),
             },
         }
+    }
+
+    /// Opens all of blob `blob` as a stream: for sources that ignore ranges ([`Served::ignores_ranges`]), and for
+    /// whoever wants everything anyway. Finding a source that begins is tried as for a read; a stream that breaks
+    /// is not repeated.
+    ///
+    /// # Errors
+    ///
+    /// As [`Route::read`].
+    pub async fn stream(&self, blob: &BlobId, urgency: Urgency) -> Result<WholeBlob, SourceError> {
+        if let Backend::Registry(sources) = &self.0.backend {
+            return match self.go_round(sources, blob, &Ask::Whole { urgency }, urgency).await? {
+                (Answer::Whole(stream), source, from_mirror) => {
+                    Ok(WholeBlob::from_registry(self.clone(), blob.clone(), stream, source, from_mirror))
+                }
+                _ => unreachable!("all of it was asked for"),
+            };
+        }
+        let size = self.size(blob).await?;
+        Ok(WholeBlob::in_pieces(self.clone(), blob.clone(), size, urgency))
     }
 
     fn budget(&self, urgency: Urgency) -> Duration {
@@ -409,15 +431,15 @@ pub(crate) enum Failure {
 impl Failure {
     fn into_error(self, place: String, blob: BlobId, after: Duration) -> SourceError {
         match self {
-            Self::Denied(source) => SourceError::Denied { place, blob, source },
-            Self::Missing(source) => SourceError::Missing { place, blob, source },
+            Self::Denied(source) => SourceError::Denied { place, blob, source: Box::new(source) },
+            Self::Missing(source) => SourceError::Missing { place, blob, source: Box::new(source) },
             Self::Unavailable(source) => {
                 let advice = error::advice(&source);
-                SourceError::Unavailable { place, blob, source, advice }
+                SourceError::Unavailable { place, blob, source: Box::new(source), advice }
             }
             Self::Deadline(last) => {
                 let advice = last.as_ref().map_or("", error::advice);
-                SourceError::Deadline { place, blob, after, last, advice }
+                SourceError::Deadline { place, blob, after, last: last.map(Box::new), advice }
             }
         }
     }

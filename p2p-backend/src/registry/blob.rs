@@ -236,10 +236,10 @@ impl Client {
                     return Err(self.refusal(&call.method, response).await);
                 }
                 Ok(response) => {
-                    tracing::debug!(target = %loggable(&target), status = %response.status(), "asking the registry where the blob is now")
+                    tracing::debug!(target = %loggable(&target), status = %response.status(), "asking the registry where the blob is now");
                 }
                 Err(error) => {
-                    tracing::debug!(target = %loggable(&target), %error, "asking the registry where the blob is now")
+                    tracing::debug!(target = %loggable(&target), %error, "asking the registry where the blob is now");
                 }
             }
             self.0.targets.drop_if(&key, &target);

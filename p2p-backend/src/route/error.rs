@@ -25,7 +25,7 @@ pub enum SourceError {
         /// The blob.
         blob: BlobId,
         /// The answer.
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// The blob is not there.
     #[error("{place} has no blob {blob}: {source}; check `repo`, and whether the image was pushed with all its blobs")]
@@ -35,7 +35,7 @@ pub enum SourceError {
         /// The blob.
         blob: BlobId,
         /// The answer.
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// A source answers, but never as it should.
     #[error("{place} did not give blob {blob}: {source}{advice}")]
@@ -45,7 +45,7 @@ pub enum SourceError {
         /// The blob.
         blob: BlobId,
         /// The last answer.
-        source: RegistryError,
+        source: Box<RegistryError>,
         /// What may help; begins with `; ` or is empty.
         advice: &'static str,
     },
@@ -63,7 +63,7 @@ pub enum SourceError {
         /// How long was tried.
         after: Duration,
         /// What the last source said.
-        last: Option<RegistryError>,
+        last: Option<Box<RegistryError>>,
         /// What may help; begins with `; ` or is empty.
         advice: &'static str,
     },

@@ -16,7 +16,7 @@ use super::{Avoid, Failure, Judgement, RouteOptions, SourceError, Urgency};
 use crate::config::{Mirror, Proxy as ProxyConfig, Registry};
 use crate::credentials::Credential;
 use crate::http::{HttpError, Proxy, Timeouts, Tls};
-use crate::registry::{BlobRequest, Client, ClientOptions, RegistryError, Scheme, headers, lock};
+use crate::registry::{BlobRequest, BlobStream, Client, ClientOptions, RegistryError, Scheme, headers, lock};
 
 /// The registry is probed as often as mirrors are by default.
 const ORIGIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -32,23 +32,31 @@ const ORIGIN_PAUSE: Duration = Duration::from_secs(300);
 
 /// What is wanted of a source.
 pub(super) enum Ask {
-    Bytes { range: Range<u64>, urgency: Urgency, avoid: Avoid },
+    Bytes {
+        range: Range<u64>,
+        urgency: Urgency,
+        avoid: Avoid,
+    },
     Size,
+    /// All of it, as it comes.
+    Whole {
+        urgency: Urgency,
+    },
 }
 
 impl Ask {
     pub(super) fn avoid(&self) -> Avoid {
         match self {
             Self::Bytes { avoid, .. } => *avoid,
-            Self::Size => Avoid::Nothing,
+            Self::Size | Self::Whole { .. } => Avoid::Nothing,
         }
     }
 
-    /// Returns the bytes asked for; a size is none.
+    /// Returns the bytes asked for; a size is none, and a whole blob is counted as it comes.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Bytes { range, .. } => range.end - range.start,
-            Self::Size => 0,
+            Self::Size | Self::Whole { .. } => 0,
         }
     }
 }
@@ -58,6 +66,7 @@ pub(super) enum Answer {
     /// The bytes, and whether the whole blob was sent for them.
     Bytes(Bytes, bool),
     Size(u64),
+    Whole(Box<BlobStream>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,6 +354,13 @@ impl Source {
         let digest = format!("sha256:{blob}");
         match ask {
             Ask::Size => self.client.blob_size(repository, &digest).await.map(Answer::Size),
+            Ask::Whole { urgency } => {
+                let mut request = BlobRequest::default();
+                if self.is_mirror() {
+                    request.headers = hints(*urgency, Avoid::Nothing);
+                }
+                self.client.blob(repository, &digest, &request).await.map(Box::new).map(Answer::Whole)
+            }
             Ask::Bytes { range, urgency, avoid } => {
                 let mut request = BlobRequest::range(range.clone());
                 if self.is_mirror() {

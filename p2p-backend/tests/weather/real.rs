@@ -24,6 +24,7 @@ impl Drop for Registry {
 }
 
 /// Starts a registry, or says why not.
+#[expect(clippy::print_stdout, reason = "a skipped test says why")]
 async fn start() -> Option<Registry> {
     let data = tempfile::tempdir().unwrap();
     let host = Server::nobody().await.to_string();

@@ -326,6 +326,25 @@ async fn a_host_that_ignores_ranges_is_pointed_out() {
 }
 
 #[tokio::test]
+async fn a_whole_blob_streams_from_every_kind_of_source() {
+    let origin = Server::start(|_| Reply::new(200).body(sample(3_000_000))).await;
+    let mirror = Server::start(|_| Reply::new(502)).await;
+    let memory = Memory::new();
+    memory.insert(blob(), sample(3_000_000));
+    let by_registry = route(&origin.host(), json!([{"host": mirror.url("")}]), options());
+    for route in [by_registry, Route::from(memory)] {
+        let mut stream = route.stream(&blob(), Urgency::Demand).await.unwrap();
+        assert_eq!(stream.size(), Some(3_000_000));
+        let mut all = Vec::new();
+        while let Some(piece) = stream.next().await.unwrap() {
+            all.extend_from_slice(&piece);
+        }
+        assert_eq!(all, sample(3_000_000));
+        assert_eq!(route.counters().snapshot().from_origin, 3_000_000);
+    }
+}
+
+#[tokio::test]
 async fn the_size_of_a_blob_goes_the_same_way() {
     let origin = Server::start(good).await;
     let mirror = Server::start(|_| Reply::new(500)).await;
