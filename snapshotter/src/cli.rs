@@ -110,7 +110,7 @@ pub fn without_retired(args: impl IntoIterator<Item = OsString>) -> (Vec<OsStrin
                 }
             }
             None => {
-                warnings.push(format!("flag --{name} is retired and ignored: see the keys of the configuration file"))
+                warnings.push(format!("flag --{name} is retired and ignored: see the keys of the configuration file"));
             }
         }
     }

@@ -139,3 +139,79 @@ pub fn write(path: &Path, text: &str) -> Result<(), ConfigureError> {
     file.write_all(text.as_bytes()).map_err(failed)?;
     fs::rename(&fresh, path).map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const GUIDE: &str = r#"{"device":{"backend":{"type":"registry","config":{"mirrors":[{"host":"http://127.0.0.1:4001","auth_through":false,"headers":{"X-Dragonfly-Registry":"https://index.docker.io"},"ping_url":"http://127.0.0.1:4003/healthy"},{"host":"http://other:1"}],"scheme":"https","skip_verify":true,"timeout":10,"connect_timeout":10,"retry_limit":2,"invented":{"x":[1]}}},"cache":{"type":"blobcache","config":{"work_dir":"/var/lib/nydus/cache/"}}},"mode":"direct","digest_validate":false,"iostats_files":false,"enable_xattr":true,"fs_prefetch":{"enable":true,"threads_count":10,"merging_size":131072,"bandwidth_rate":1048576}}"#;
+
+    fn labels(image: &str, secret: Option<(&str, &str)>) -> Labels {
+        let mut labels: Labels = [(labels::IMAGE_REF.to_owned(), image.to_owned())].into();
+        if let Some((user, secret)) = secret {
+            labels.insert(labels::PULL_USER.to_owned(), user.to_owned());
+            labels.insert(labels::PULL_SECRET.to_owned(), secret.to_owned());
+        }
+        labels
+    }
+
+    fn filled(template: &str, labels: &Labels, earlier: Option<&Path>) -> Value {
+        let template = Template::parse(template).expect("a template");
+        let filled = fill(template, 7, labels, Path::new("/cache"), false, earlier).expect("filled");
+        serde_json::from_str(&filled.text).expect("JSON")
+    }
+
+    #[test]
+    fn the_guides_template_gets_what_the_image_says_and_keeps_the_rest() {
+        let config = filled(GUIDE, &labels("reg.example:5000/a/b:1", Some(("me", "pw"))), None);
+        let mut want: Value = serde_json::from_str(GUIDE).expect("JSON");
+        want["device"]["id"] = json!("/7");
+        want["device"]["cache"]["config"]["work_dir"] = json!("/cache");
+        want["fs_prefetch"]["prefetch_all"] = json!(false);
+        let backend = &mut want["device"]["backend"]["config"];
+        backend["host"] = json!("reg.example:5000");
+        backend["repo"] = json!("a/b");
+        backend["auth"] = json!("bWU6cHc=");
+        for mirror in backend["mirrors"].as_array_mut().expect("a list") {
+            mirror["headers"]["X-Dragonfly-Registry"] = json!("https://reg.example:5000");
+        }
+        assert_eq!(config, want);
+    }
+
+    #[test]
+    fn the_hub_is_asked_at_its_index_and_the_scheme_is_the_templates() {
+        let http = GUIDE.replace(r#""scheme":"https""#, r#""scheme":"http""#);
+        let config = filled(&http, &labels("docker.io/library/busybox:1", Some(("", "token"))), None);
+        let backend = &config["device"]["backend"]["config"];
+        assert_eq!((&backend["host"], &backend["repo"]), (&json!("index.docker.io"), &json!("library/busybox")));
+        assert_eq!(backend["mirrors"][0]["headers"]["X-Dragonfly-Registry"], "http://index.docker.io");
+        assert_eq!((backend.get("auth"), &backend["registry_token"]), (None, &json!("token")));
+    }
+
+    #[test]
+    fn an_image_without_a_reference_needs_a_backend_that_does_not_ask() {
+        let template = Template::parse(GUIDE).expect("a template");
+        let error =
+            fill(template, 7, &Labels::new(), Path::new("/cache"), false, None).expect_err("no registry is known");
+        assert!(error.to_string().contains("disable_snapshot_annotations"), "{error}");
+        let local = r#"{"device":{"backend":{"type":"localfs","config":{"dir":"/blobs"}},"cache":{"type":"blobcache","config":{}}},"mode":"direct"}"#;
+        assert_eq!(filled(local, &Labels::new(), None)["device"]["backend"]["config"], json!({"dir": "/blobs"}));
+    }
+
+    #[test]
+    fn after_a_reboot_the_credentials_of_the_earlier_mount_are_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("deep/config.json");
+        let template = Template::parse(GUIDE).expect("a template");
+        let pulled = labels("nowhere.invalid/a:1", Some(("me", "pw")));
+        let first = fill(template, 7, &pulled, Path::new("/cache"), false, None).expect("filled");
+        write(&path, &first.text).expect("written");
+        assert_eq!(path.metadata().expect("there").permissions().mode() & 0o7777, 0o600);
+        let again = filled(GUIDE, &labels("nowhere.invalid/a:1", None), Some(&path));
+        assert_eq!(again["device"]["backend"]["config"]["auth"], "bWU6cHc=");
+    }
+}

@@ -569,3 +569,6 @@ fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX - 1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! The service as containerd's own test suite for snapshotters expects it, over the real socket.
 
+#![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 #[path = "bed/bed.rs"]
 mod bed;
 

@@ -1,5 +1,7 @@
 //! Images served by a real nydusd: a golden image over the backend of plain files.
 
+#![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 #[path = "bed/bed.rs"]
 mod bed;
 
@@ -218,9 +220,9 @@ async fn a_restarted_snapshotter_adopts_the_living_daemon() {
     assert_eq!(before.len(), 1);
     for gentle in [true, false] {
         if gentle {
-            bed.stop()
+            bed.stop();
         } else {
-            bed.kill()
+            bed.kill();
         }
         golden.compare(at.path());
         bed.start().await;
