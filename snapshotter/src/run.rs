@@ -90,8 +90,11 @@ pub async fn serve(config: Config) -> Result<()> {
     let listener = server::bind(&config.address, config.owner).await?;
     let service = containerd_snapshots::server(Arc::new(Service::new(snapshots, metrics)));
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "serving");
-    if let Some(address) = std::env::var_os("NOTIFY_SOCKET") {
-        crate::notify::send(&address, "READY=1").context("telling the service manager that we are ready")?;
+    if let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
+        && let Err(error) = crate::notify::send(&address, "READY=1")
+    {
+        // Containers are worth more than a tidy start: the service manager will say that it waits in vain.
+        tracing::warn!(%error, "the service manager was not told that we are ready");
     }
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
