@@ -254,6 +254,12 @@ impl Config {
         Ok(document::resolve(&document)?.config)
     }
 
+    /// Returns how long one request of the kernel may take: half of [`Config::read_deadline`]. When bytes that it wanted to
+    /// read ahead do not come, the kernel asks for them once more before it tells the reader.
+    pub fn request_deadline(&self) -> Duration {
+        self.read_deadline / 2
+    }
+
     /// Checks what only a mount needs: that the backend names its place and that there is a cache.
     pub fn ready_to_mount(&self) -> Result<(), ConfigError> {
         match &self.backend {

@@ -394,8 +394,12 @@ impl Daemon {
             }
             return Ok(store.clone());
         }
-        let options =
-            Options { deadline: config.read_deadline, amplify: config.rafs.batch_size, verify, ..Options::default() };
+        let options = Options {
+            deadline: config.request_deadline(),
+            amplify: config.rafs.batch_size,
+            verify,
+            ..Options::default()
+        };
         let store = Store::open(&dir, options, self.0.runtime.clone()).map_err(InstanceError::from)?;
         stores.insert(dir, (store.clone(), verify));
         Ok(store)

@@ -111,7 +111,7 @@ impl Instance {
             return Err(InstanceError::PrefetchPath(wrong.clone()));
         }
         let bootstrap = bootstrap::load(&spec.source)?;
-        let options = RouteOptions { deadline: spec.config.read_deadline, ..RouteOptions::default() };
+        let options = RouteOptions { deadline: spec.config.request_deadline(), ..RouteOptions::default() };
         let route =
             Route::open(&spec.config.backend, options).map_err(|error| InstanceError::Backend(Box::new(error)))?;
         let store = store.counting(Arc::new(Counters::default()));

@@ -331,7 +331,8 @@ fn a_wrong_byte_is_an_error_that_names_blob_and_chunk_and_is_not_remembered() {
     let error = std::fs::read(&victim).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
     let log = place.log();
-    let line = log.lines().find(|line| line.contains("corrupt")).unwrap_or_else(|| panic!("{log}"));
+    let line =
+        log.lines().find(|line| line.contains("ERROR") && line.contains("damaged")).unwrap_or_else(|| panic!("{log}"));
     assert!(line.contains(source.file_name().to_str().unwrap()) && line.contains("chunk"), "{line}");
     assert!(!block_on(daemon.client().events()).unwrap().errors.is_empty());
     // The rest is readable meanwhile.

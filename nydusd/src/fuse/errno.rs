@@ -54,6 +54,12 @@ pub enum FsError {
 }
 
 impl FsError {
+    /// Returns whether whoever found it has said so in the log already, better than can be done here.
+    pub(crate) fn is_logged(&self) -> bool {
+        let Self::Read(error) = self else { return false };
+        matches!(error, ReadError::Corrupt { .. } | ReadError::Unavailable { .. } | ReadError::TableSource { .. })
+    }
+
     /// Returns the number.
     pub fn errno(&self) -> Errno {
         match self {

@@ -341,7 +341,11 @@ impl FileSystem for Filesystem {
                     Err(error) => {
                         let mountpoint = instance.mountpoint();
                         instance.events().push(&error.to_string());
-                        tracing::error!(mountpoint, ino = ino.0, offset, size, %error, "a read failed");
+                        if error.is_logged() {
+                            tracing::debug!(mountpoint, ino = ino.0, offset, size, %error, "a read failed");
+                        } else {
+                            tracing::error!(mountpoint, ino = ino.0, offset, size, %error, "a read failed");
+                        }
                     }
                 }
                 result
