@@ -157,6 +157,8 @@ pub(super) struct Upstream {
     mirrors: Vec<Link>,
     registries: BTreeMap<String, Link>,
     places: Mutex<HashMap<(Caller, String), Place>>,
+    /// How long a mirror may take to say who may read.
+    mirror_probe: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -214,7 +216,8 @@ impl Upstream {
             };
             registries.insert(name, link);
         }
-        Ok(Self { id, mirrors, registries, places: Mutex::default(), metrics })
+        let mirror_probe = times.first_byte_mirror.min(times.headers / 2);
+        Ok(Self { id, mirrors, registries, places: Mutex::default(), mirror_probe, metrics })
     }
 
     /// Returns the mirrors in order that are not known to be ill, all or only those whose word counts.
@@ -355,7 +358,15 @@ impl Upstream {
     pub(super) async fn probe(&self, call: &Call<'_>, no_mirror: bool) -> Result<u64, UpstreamError> {
         if !no_mirror {
             for via in self.mirrors(true) {
-                match self.probe_at(via, call).await {
+                // A mirror that is wedged must leave the registry time to answer before the caller goes.
+                let asked = tokio::time::timeout(self.mirror_probe, self.probe_at(via, call)).await;
+                let silent = || {
+                    let link = self.link(via, call)?;
+                    let error = UpstreamError::Silent { by: link.name.clone(), limit: self.mirror_probe };
+                    link.note(&error);
+                    Err(error)
+                };
+                match asked.unwrap_or_else(|_| silent()) {
                     Ok(size) => return Ok(size),
                     Err(error) => tracing::debug!(%error, path = call.path, "a mirror could not say; asking the next"),
                 }

@@ -215,3 +215,17 @@ async fn mirrors_that_name_each_other_do_not_wait_for_each_other() {
         tokio::time::timeout(Duration::from_secs(60), caller).await.expect("deadlock").unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wedged_mirror_leaves_time_for_the_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let (origin, wedged) = (Origin::start().await, Origin::start().await);
+    let content = noise(2 * MIB, 69);
+    let path = origin.blob("open", &content);
+    wedged.set(Mode::Silent);
+    // The mirror may take longer to answer than callers wait for headers.
+    let limits = "[timeouts]\nfirst_byte_mirror = \"20s\"\nheaders = \"2s\"";
+    let node = Node::start(dir.path(), &origin, &format!("{}\n{limits}", behind(&wedged.name(), true))).await;
+    assert!(node.whole(&path).await == content);
+    assert_eq!(wedged.seen().len(), 1, "it is asked once, and then left alone for a while");
+}
