@@ -108,6 +108,9 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        if !self.process.is_running() {
+            return;
+        }
         if let Err(error) = self.end_containers() {
             println!("could not end the containers of {}: {error:#}", self.dir.display());
         }

@@ -44,6 +44,11 @@ impl Process {
         Pid::from_raw(i32::try_from(self.child.id()).expect("process ids fit an i32"))
     }
 
+    /// Returns whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Returns what it wrote.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
