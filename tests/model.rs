@@ -11,6 +11,7 @@ use nydus_tests::converted::Converted;
 use nydus_tests::fuse::Mounted;
 use nydus_tests::image::{self, Layer};
 use nydus_tests::needs::{Need, met};
+use nydus_tests::oracle::{self, Erofs};
 use nydus_tests::process::{run, shoal};
 use nydus_tests::registry::Registry;
 use nydus_tests::scratch::Scratch;
@@ -254,7 +255,8 @@ fn record(kind: char, permissions: u32, mtime: (i64, i64)) -> Record {
 
 #[test]
 fn random_layers_show_through_the_mount_what_the_model_says() -> Result<()> {
-    if !met(&[Need::Root, Need::Fuse, Need::Program("docker-registry")]) {
+    let needs = [Need::Root, Need::Fuse, Need::ErofsFiles, Need::Program("docker-registry")];
+    if !met(&needs) || !met(&[Need::Program("fsck.erofs"), Need::Program("python3")]) {
         return Ok(());
     }
     let scratch = Scratch::new("model")?;
@@ -290,6 +292,16 @@ fn random_layers_show_through_the_mount_what_the_model_says() -> Result<()> {
                 }
             });
             ensure!(lines.is_empty(), "{}", lines.join("\n"));
+
+            // Readers that share no code with us agree.
+            let manifest = dir.join("manifest.jsonl");
+            oracle::manifest(&mounted.path, &manifest)?;
+            oracle::verify(&image.bootstrap, &image.blobs, &manifest, "")?;
+            let devices = image.devices(&dir.join("devices"))?;
+            oracle::fsck(&image.bootstrap, &devices)?;
+            let kernel = Erofs::mount(&image.bootstrap, &devices, &dir.join("erofs"))?;
+            let lines = tree::differences(&tree::read(&kernel.path)?, &got, |_, _, _| {});
+            ensure!(lines.is_empty(), "the kernel's EROFS: {}", lines.join("\n"));
             Ok(())
         };
         check().map_err(|error| TestCaseError::fail(format!("{error:#}")))

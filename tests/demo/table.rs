@@ -13,7 +13,6 @@ use crate::runner::Runner;
 struct Lazy {
     demand: u64,
     prefetch: u64,
-    from_registry: u64,
     from_mirrors: u64,
 }
 
@@ -55,7 +54,6 @@ impl Row {
         let lazy = node.map(lazy).transpose()?.map(|now| Lazy {
             demand: now.demand - lazy_before.demand,
             prefetch: now.prefetch - lazy_before.prefetch,
-            from_registry: now.from_registry - lazy_before.from_registry,
             from_mirrors: now.from_mirrors - lazy_before.from_mirrors,
         });
         Ok(Self {
@@ -73,7 +71,6 @@ impl Row {
 /// Reads what nydusd and the mirror of a node have counted.
 fn lazy(node: &Node) -> Result<Lazy> {
     let mut counted = Lazy {
-        from_registry: node.mirror_metric("nydus_p2p_source_bytes_total", "registry")?,
         from_mirrors: node.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?,
         ..Lazy::default()
     };
@@ -115,29 +112,17 @@ impl Table {
             let (rate, trip) = (pace.bits_per_second / 1_000_000, pace.round_trip.as_millis());
             println!("link to the registry: {rate} Mbit/s, {trip} ms");
         }
-        println!(
-            "{:<27}{:>9}{:>10}{:>10}{:>11}{:>9}{:>10}{:>10}{:>10}",
-            "", "pull", "answer", "at pull", "registry", "requests", "demand", "prefetch", "other node"
-        );
-        println!(
-            "{:<27}{:>9}{:>10}{:>10}{:>11}{:>9}{:>10}{:>10}{:>10}",
-            "", "s", "s", "MB", "MB", "", "MB", "MB", "MB"
-        );
+        println!("{}", line("", ["pull", "answer", "at pull", "registry", "requests", "demand", "prefetch", "other node"]));
+        println!("{}", line("", ["s", "s", "MB", "MB", "", "MB", "MB", "MB"]));
         for row in &self.rows {
             let pull = row.pull.map_or_else(|| "-".to_owned(), |time| format!("{:.2}", time.as_secs_f64()));
             let lazy = |pick: fn(Lazy) -> u64| row.lazy.map_or_else(|| "-".to_owned(), |lazy| mb(pick(lazy)));
-            println!(
-                "{:<27}{:>9}{:>10.2}{:>10}{:>11}{:>9}{:>10}{:>10}{:>10}",
-                row.name,
-                pull,
-                row.answer.as_secs_f64(),
-                mb(row.pull_bytes),
-                mb(row.bytes),
-                row.requests,
-                lazy(|lazy| lazy.demand),
-                lazy(|lazy| lazy.prefetch),
-                lazy(|lazy| lazy.from_mirrors),
-            );
+            let (answer, requests) = (format!("{:.2}", row.answer.as_secs_f64()), row.requests.to_string());
+            let (at_pull, registry) = (mb(row.pull_bytes), mb(row.bytes));
+            let (demand, prefetch) = (lazy(|lazy| lazy.demand), lazy(|lazy| lazy.prefetch));
+            let mirrors = lazy(|lazy| lazy.from_mirrors);
+            let cells = [&pull, &answer, &at_pull, &registry, &requests, &demand, &prefetch, &mirrors];
+            println!("{}", line(row.name, cells.map(String::as_str)));
         }
         println!(
             "pull: until the pull ended; answer: from its begin (or the run's) to the end of the command;\n\
@@ -145,6 +130,11 @@ impl Table {
              because somebody waited, or in advance; other node: what this node's mirror took from the first node's."
         );
     }
+}
+
+fn line(name: &str, cells: [&str; 8]) -> String {
+    let cells: String = cells.iter().map(|cell| format!("{cell:>12}")).collect();
+    format!("{name:<26}{cells}")
 }
 
 fn mb(bytes: u64) -> String {
