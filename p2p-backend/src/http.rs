@@ -10,7 +10,7 @@
 //! a thousand images of one registry needs one pool and one copy of the system's certificates.
 //!
 //! A name may have several addresses, and the first may be dead. Addresses are tried in the order in which the
-//! resolver gives them, which is another one for each connection ([`Turning`]), so a repeated request gets on.
+//! resolver gives them, which is another one for each connection (`Turning`), so a repeated request gets on.
 //!
 //! A pooled connection may have died while it was idle, which shows only when the next request is written
 //! to it. Such a request is repeated at once, on a connection that is certainly new, and nobody counts it.

@@ -4,7 +4,7 @@
 //! connections, the token service and what we learned about it. A mirror is a client as well: it has its own
 //! address and headers, and the identity of the registry that it stands for.
 //!
-//! Every request goes the same way ([`Client::call`]): with the header that worked last time for this
+//! Every request goes the same way (`Client::call`): with the header that worked last time for this
 //! repository; on a 401 the challenge is answered and the request repeated, at most twice. Redirects are
 //! followed only where a verb allows it, and `Authorization` goes to the same scheme, host and port only.
 

@@ -5,7 +5,7 @@
 //! If a round ends without an answer, the read waits (0.1 s, doubling to 5 s, with jitter) and goes round
 //! again until its deadline: whatever time limits, sources and attempts multiply to, a reader waits no longer.
 //!
-//! A source's ill health is remembered ([`health`]), a blob's failure never: the next read asks again. If no
+//! A source's ill health is remembered (`health`), a blob's failure never: the next read asks again. If no
 //! source is well, those that fail quickly are tried anyway, because a probe knows less than a real request.
 
 mod error;

@@ -75,6 +75,27 @@ async fn a_target_that_expired_is_dropped_and_the_registry_asked_again() {
 }
 
 #[tokio::test]
+async fn a_dropped_target_stays_dropped_when_the_registry_serves_the_blob_itself() {
+    let calls = AtomicUsize::new(0);
+    let store = Server::start(move |seen| match calls.fetch_add(1, SeqCst) {
+        0 => Reply::ranged(seen, &sample(100)),
+        _ => Reply::new(403),
+    })
+    .await;
+    let (target, asked) = (store.url("/x"), AtomicUsize::new(0));
+    let registry = Server::start(move |seen| match asked.fetch_add(1, SeqCst) {
+        0 => Reply::new(307).header("Location", target.clone()),
+        _ => Reply::ranged(seen, &sample(100)),
+    })
+    .await;
+    let client = registry.client();
+    for _ in 0..4 {
+        client.blob_range("r", &name(), 1..9).await.unwrap();
+    }
+    assert_eq!(store.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn one_callers_redirect_is_not_used_for_another() {
     let store = Server::start(|seen| Reply::ranged(seen, &sample(100))).await;
     let target = store.url("/x");

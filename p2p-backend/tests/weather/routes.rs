@@ -226,8 +226,10 @@ async fn a_trickle_cannot_use_up_the_time_of_the_source_behind_it() {
     let mirror = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = format!("http://{}", mirror.local_addr().unwrap());
     let trickle = tokio::spawn(async move {
-        use tokio::io::AsyncWriteExt as _;
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (mut stream, _) = mirror.accept().await.unwrap();
+        // An answer before the request would be no answer.
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
         let head = "HTTP/1.1 206 x\r\nContent-Range: bytes 10-909/1000\r\nContent-Length: 900\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         while stream.write_all(b"x").await.is_ok() {
