@@ -470,7 +470,16 @@ impl Inner {
         let meta = self.meta.clone();
         let (reference, blobs) = (instance.image.clone(), instance.blobs.as_ref().map_or(0, Vec::len));
         let recorded = tokio::task::spawn_blocking(move || meta.set_instance(&instance)).await;
-        recorded.map_err(|error| ServeError::Records(error.to_string()))??;
+        if let Err(error) = recorded.map_err(|error| ServeError::Records(error.to_string())).and_then(|done| Ok(done?))
+        {
+            // Its snapshot was removed meanwhile, so nobody else would ever unmount it.
+            if daemon.serves == Serves::All
+                && let Err(error) = daemon.client().umount(&format!("/{image}")).await
+            {
+                tracing::warn!(image, %error, "an image that is not recorded is still mounted");
+            }
+            return Err(error);
+        }
         daemon.lock().mounted.insert(image, owner);
         tracing::info!(image, reference, blobs, daemon = daemon.name, "image mounted");
         Ok(owner)

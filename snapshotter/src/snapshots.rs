@@ -142,12 +142,13 @@ impl Snapshots {
             self.inner.daemons.release(record.id).await;
         }
         self.blocking(move |inner| {
-            // The record is gone, so the call succeeded; what is left on disk goes at the next cleanup.
-            if let Err(error) = inner.discard(record.id) {
-                tracing::warn!(id = record.id, error = error.full_text(), "a removed snapshot is still on disk");
-            }
-            if content != Content::Files {
-                inner.cache.reclaim(&inner.meta)?;
+            // The record is gone, so the call succeeded, and an error now would make containerd give up its round of
+            // garbage collection. What is left goes at the next cleanup.
+            inner.discard_or_warn(record.id);
+            if content != Content::Files
+                && let Err(error) = inner.cache.reclaim(&inner.meta)
+            {
+                tracing::warn!(error = error.full_text(), "unused cached blobs are still there");
             }
             Ok(())
         })
@@ -252,7 +253,7 @@ impl Inner {
         let leftover =
             self.meta.supply(target, key, parent, labels, |fresh| self.make_directories(fresh, false, &layer, None))?;
         if let Some(id) = leftover {
-            self.discard(id)?;
+            self.discard_or_warn(id);
         }
         tracing::debug!(target, "a data layer needs no download");
         Err(SnapshotError::AlreadyExists(target.to_owned()))
@@ -317,6 +318,12 @@ impl Inner {
             Ok(()) => remove_tree(&doomed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(SnapshotError::io("removing", &top)(error)),
+        }
+    }
+
+    fn discard_or_warn(&self, id: u64) {
+        if let Err(error) = self.discard(id) {
+            tracing::warn!(id, error = error.full_text(), "a removed snapshot is still on disk");
         }
     }
 

@@ -323,3 +323,63 @@ async fn a_root_of_the_go_snapshotter_is_refused_by_name() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("metadata.db") && text.contains("--root"), "{text}");
 }
+
+#[tokio::test]
+async fn killed_at_any_moment_records_and_directories_agree() {
+    let mut bed = Bed::plain().await;
+    bed.prepare("base-key", "", none()).await.expect("prepared");
+    bed.commit("base", "base-key", none()).await.expect("committed");
+    for round in 0..8_u64 {
+        let mut client = bed.client.clone();
+        let busy = tokio::spawn(async move {
+            use containerd_snapshots::api::snapshots::v1::{
+                CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+            };
+            for number in 0.. {
+                let snapshotter = String::new;
+                let key = format!("{round}-{number}");
+                let prepare = PrepareSnapshotRequest {
+                    snapshotter: snapshotter(),
+                    key: key.clone(),
+                    parent: "base".to_owned(),
+                    labels: HashMap::new(),
+                };
+                if client.prepare(prepare).await.is_err() {
+                    return;
+                }
+                let name = format!("{key}-done");
+                let commit = CommitSnapshotRequest {
+                    snapshotter: snapshotter(),
+                    name: name.clone(),
+                    key,
+                    labels: HashMap::new(),
+                };
+                if client.commit(commit).await.is_err() {
+                    return;
+                }
+                if number % 2 == 0
+                    && client.remove(RemoveSnapshotRequest { snapshotter: snapshotter(), key: name }).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(20 + 17 * round)).await;
+        bed.kill();
+        busy.await.expect("it ends when nobody answers");
+        bed.start().await;
+        let listed = bed.list(&[]).await.expect("listed");
+        assert_eq!(bed.directories().len(), listed.len(), "one directory for each record");
+        for info in listed.iter().filter(|info| info.kind() == Kind::Active) {
+            let mounts = bed.mounts(&info.name).await.expect("mounts");
+            let upper =
+                mounts[0].options.iter().find_map(|option| option.strip_prefix("upperdir=")).expect("an overlay");
+            assert!(Path::new(upper).is_dir());
+        }
+    }
+    for info in bed.list(&["name!=base"]).await.expect("listed") {
+        bed.remove(&info.name).await.expect("removed");
+    }
+    bed.remove("base").await.expect("removed");
+    assert_eq!(bed.directories(), Vec::<String>::new());
+}

@@ -364,3 +364,55 @@ async fn without_a_daemon_plain_snapshots_work_and_images_are_unavailable() {
     bed.start().await;
     bed.remove("p").await.expect("removed");
 }
+
+#[tokio::test]
+async fn a_daemon_that_does_not_answer_is_unavailable_in_time_and_replaced_at_the_next_start() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    let one = pull(&mut bed, &golden, "one").await;
+    let two = pull(&mut bed, &golden, "two").await;
+    bed.prepare("c", &one, none()).await.expect("prepared");
+    let stuck = bed.nydusds();
+    signal(stuck[0], Signal::SIGSTOP);
+    let begun = Instant::now();
+    assert_eq!(code(bed.prepare("d", &two, none()).await), Code::Unavailable);
+    assert!(begun.elapsed() < Duration::from_secs(21));
+    bed.prepare("p", "", none()).await.expect("plain snapshots do not wait for it");
+    bed.kill();
+    bed.start().await;
+    assert_ne!(bed.nydusds(), stuck);
+    for (key, image) in [("e", &one), ("f", &two)] {
+        golden.compare(mounted(&bed.prepare(key, image, none()).await.expect("prepared")).path());
+    }
+}
+
+#[tokio::test]
+async fn an_image_removed_right_after_a_kill_leaves_no_mount() {
+    let Some((mut bed, golden)) = ready(&[]).await else { return };
+    for round in 0..3 {
+        let image = pull(&mut bed, &golden, &format!("r{round}")).await;
+        let mut client = bed.client.clone();
+        let parent = image.clone();
+        let asked = tokio::spawn(async move {
+            let request = containerd_snapshots::api::snapshots::v1::PrepareSnapshotRequest {
+                snapshotter: String::new(),
+                key: "c".to_owned(),
+                parent,
+                labels: HashMap::new(),
+            };
+            client.prepare(request).await.is_ok()
+        });
+        tokio::time::sleep(Duration::from_millis(30 * (round + 1))).await;
+        bed.kill();
+        let answered = asked.await.expect("it ends when nobody answers");
+        bed.start().await;
+        let known = bed.stat("c").await.is_ok();
+        assert!(known || !answered, "what was answered is recorded");
+        if known {
+            bed.remove("c").await.expect("removed");
+        }
+        bed.remove(&image).await.expect("removed");
+        bed.cleanup().await.expect("cleaned up");
+        let left = fs::read_dir(bed.root().join("mnt")).expect("there").count();
+        assert_eq!(left, 0, "round {round}: an image is still mounted");
+    }
+}

@@ -76,11 +76,12 @@ impl Inner {
         let connection = UnixStream::connect(&daemon.socket).await.ok()?;
         let pid = connection.peer_cred().ok()?.pid()?;
         drop(connection);
-        let info = daemon.client().info().await.ok()?;
+        let state = daemon.client().info().await.map(|info| info.state);
         let usable =
-            info.state == DaemonState::Running && super::spawn::is_mounted(&daemon.mountpoint).unwrap_or(false);
+            matches!(state, Ok(DaemonState::Running)) && super::spawn::is_mounted(&daemon.mountpoint).unwrap_or(false);
         if !usable {
-            tracing::warn!(daemon = daemon.name, pid, state = %info.state, "a running nydusd is of no use and is replaced");
+            // It listens on our socket, so it is ours, whatever ails it.
+            tracing::warn!(daemon = daemon.name, pid, ?state, "a running nydusd is of no use and is replaced");
             daemon.lock().process = Process::find(pid);
             super::spawn::stop(daemon).await;
             return None;
