@@ -93,6 +93,35 @@ fn merged_images_and_images_inside_their_blob_are_mounted() {
 }
 
 #[test]
+fn images_of_every_kind_are_mounted() {
+    if !can_mount() {
+        return;
+    }
+    // Some refer to blobs of others: all in one folder.
+    let blobs = tempfile::tempdir().unwrap();
+    let variants = [
+        ("chunk-dict", "out/chunk-dict/mount.jsonl", &["mtime:/", "mtime_nsec:/"][..]),
+        ("parent-oci", "out/parent-oci/mount.jsonl", &["mtime:/", "mtime_nsec:/"]),
+        ("v6-prefetch-root", "out/v6-prefetch-root/mount.jsonl", &["mtime:/", "mtime_nsec:/"]),
+        ("v5-prefetch-blob", "out/v5-prefetch-blob/mount.jsonl", &["mtime:/", "mtime_nsec:/"]),
+        ("v6-empty", "out/v6-empty/mount.jsonl", &["mtime:/", "mtime_nsec:/"]),
+        ("v6-meta-only", "out/v6-meta-only/mount.jsonl", &["mtime:/", "mtime_nsec:/"]),
+        ("v6-batch", "manifest-base.jsonl", BUILT),
+        ("v6-zran", "manifest-base-tar.jsonl", FROM_TAR),
+    ];
+    for variant in variants.iter().map(|(variant, ..)| *variant).chain(["v6-zstd", "v6-lz4_block", "v6-none"]) {
+        for blob in std::fs::read_dir(file(variant, "blobs")).into_iter().flatten() {
+            let blob = blob.unwrap();
+            std::fs::copy(blob.path(), blobs.path().join(blob.file_name())).unwrap();
+        }
+    }
+    for (variant, want, known) in variants {
+        let found = mount_and_compare(&file(variant, "bootstrap"), blobs.path(), want, known);
+        assert_eq!(found, Vec::<String>::new(), "{variant}");
+    }
+}
+
+#[test]
 fn the_mount_line_is_the_known_one() {
     if !can_mount() {
         return;

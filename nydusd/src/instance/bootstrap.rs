@@ -11,9 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nydus_backend::{Route, Urgency};
+use nydus_rafs::blob::format::features;
 use nydus_rafs::blob::section;
 use nydus_rafs::blob::table::BlobTable;
-use nydus_rafs::{BlobInfo, Bootstrap, ChunkTable, Codec};
+use nydus_rafs::{BlobInfo, Bootstrap, ChunkTable};
 
 use super::{InstanceError, named_by};
 use crate::store::{ReadError, Table};
@@ -64,11 +65,10 @@ fn inside(file: &File) -> bool {
     section::locate(&mut file).is_ok_and(|sections| !sections.is_empty())
 }
 
-/// Says where the chunks of a blob are described. Native blobs are described by the bootstrap; where the coding of a chunk
-/// needs more than that, or the bootstrap says nothing, the blob's own table is fetched by the first read.
+/// Says where the chunks of a blob are described. Native blobs are described by the bootstrap; where chunks are parts of
+/// something larger, or the bootstrap says nothing, the blob's own table is fetched by the first read.
 pub(super) fn table(info: &BlobInfo, known: ChunkTable, route: &Route) -> Table {
-    let enough = |codec| !matches!(codec, Codec::Zran { .. } | Codec::Batch { .. });
-    let native = !known.all().is_empty() && known.all().iter().all(|chunk| enough(chunk.codec));
+    let native = !known.all().is_empty() && !info.has(features::ZRAN) && !info.has(features::BATCH);
     let Some(location) = info.table.clone().filter(|_| !native) else {
         return Table::Known(known);
     };
