@@ -41,7 +41,7 @@ pub enum LayerError {
     #[error(transparent)]
     Tar(#[from] TarError),
     /// One of its entries has no place.
-    #[error("entry `{name}` at byte {at} cannot be unpacked: {why}")]
+    #[error("entry `{name}` at byte {at} cannot be unpacked")]
     Entry {
         /// The entry's name.
         name: String,
@@ -77,8 +77,8 @@ pub enum Refusal {
     /// A whiteout of nothing, of `.` or of `..`.
     #[error("it is a whiteout without a usable name")]
     Whiteout,
-    /// A whiteout of what the same layer brings.
-    #[error("it is a whiteout of what this layer itself brings")]
+    /// A whiteout of what the same layer brings, or a second one.
+    #[error("it is a whiteout of what this layer itself brings, or has a whiteout for already")]
     WhiteoutOfOwn,
     /// An extended attribute that no Linux file system takes.
     #[error("it has an extended attribute with a name of more than 255 bytes or a value of more than 65,535")]
@@ -274,7 +274,11 @@ impl LayerBuilder {
                 self.children_mut(dir).remove(&hidden);
                 return Ok(());
             }
-            Rules::Upper if !opaque && self.children(dir).contains_key(&hidden) => return Err(Refusal::WhiteoutOfOwn),
+            Rules::Upper
+                if !opaque && (self.children(dir).contains_key(&hidden) || self.children(dir).contains_key(&base)) =>
+            {
+                return Err(Refusal::WhiteoutOfOwn);
+            }
             Rules::Upper | Rules::Alone => {}
         }
         let stat = self.stat(entry);

@@ -17,7 +17,7 @@ use nydus_rafs::tree::ChunkRef;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::layer::{BodyId, Implied, Layer};
-use crate::path::{self, Found, OPAQUE, Parts, WHITEOUT};
+use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 
 /// The tree of an image, with the origin of each regular file's bytes.
 #[derive(Debug)]
@@ -28,11 +28,33 @@ pub struct Merged {
     pub bodies: HashMap<NodeId, (usize, BodyId)>,
 }
 
+/// Layers that cannot be laid on one another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "layer {layer} (counted from 0) needs the directory `{path}` without listing it, and it cannot be looked up in layer {below}"
+)]
+pub struct MergeError {
+    /// The upper layer.
+    pub layer: usize,
+    /// The directory.
+    pub path: String,
+    /// The layer in which something that is no directory is in the way.
+    pub below: usize,
+    /// What is in the way.
+    #[source]
+    pub source: PathError,
+}
+
 /// Lays `layers`, lowest first, one on the other.
-pub fn merge(mut layers: Vec<Layer>) -> Merged {
+///
+/// # Errors
+///
+/// If a directory that a layer does not list leads, in a layer below, through something that is none: containerd stops
+/// there as well. Listing the directory in its layer helps.
+pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
     for at in 1..layers.len() {
         let (below, rest) = layers.split_at_mut(at);
-        inherit(below, &mut rest[0]);
+        inherit(below, &mut rest[0], at)?;
     }
     let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
     let mut merged = Merged { tree, bodies: HashMap::new() };
@@ -45,18 +67,30 @@ pub fn merge(mut layers: Vec<Layer>) -> Merged {
         let mut moved = HashMap::new();
         Laying { merged: &mut merged, layer: &mut layer, index, moved: &mut moved }.lay(Tree::ROOT, Tree::ROOT, true);
     }
-    merged
+    Ok(merged)
 }
 
 /// Gives the implied directories of `layer` what they take from the layers below, lowest first.
-fn inherit(below: &[Layer], layer: &mut Layer) {
+fn inherit(below: &[Layer], layer: &mut Layer, number: usize) -> Result<(), MergeError> {
     if layer.implied.is_empty() {
-        return;
+        return Ok(());
     }
     let mut places = Vec::new();
     collect_implied(layer, Tree::ROOT, &mut Parts::new(), &mut places);
     for (id, how, parts) in places {
-        let Some((stat, xattrs)) = below.iter().rev().find_map(|lower| look(lower, &parts)).flatten() else { continue };
+        let mut found = Looked::Unknown;
+        for (at, lower) in below.iter().enumerate().rev() {
+            found = look(lower, &parts).map_err(|source| MergeError {
+                layer: number,
+                path: parts.iter().map(|part| format!("/{}", part.display())).collect(),
+                below: at,
+                source,
+            })?;
+            if !matches!(found, Looked::Unknown) {
+                break;
+            }
+        }
+        let Looked::Directory(stat, xattrs) = found else { continue };
         let node = layer.tree.node_mut(id);
         if how == Implied::All {
             node.stat = stat;
@@ -65,6 +99,7 @@ fn inherit(below: &[Layer], layer: &mut Layer) {
             node.xattrs.entry(name).or_insert(value);
         }
     }
+    Ok(())
 }
 
 fn collect_implied(layer: &Layer, dir: NodeId, parts: &mut Parts, places: &mut Vec<(NodeId, Implied, Parts)>) {
@@ -81,21 +116,28 @@ fn collect_implied(layer: &Layer, dir: NodeId, parts: &mut Parts, places: &mut V
     }
 }
 
-type Attributes = (Stat, BTreeMap<OsString, Vec<u8>>);
+/// What a layer has at a path.
+enum Looked {
+    /// Nothing.
+    Unknown,
+    /// Something that is no directory, and so nothing to take attributes from.
+    Replaced,
+    /// A directory.
+    Directory(Stat, BTreeMap<OsString, Vec<u8>>),
+}
 
-/// Returns `None` if the layer knows nothing of the path, `Some(None)` if it has no directory there.
-fn look(lower: &Layer, parts: &Parts) -> Option<Option<Attributes>> {
-    let Ok(parts) = path::resolve(&lower.tree, parts.clone()) else { return Some(None) };
-    match path::find(&lower.tree, &parts) {
-        Found::Nothing | Found::BehindLink => None,
-        Found::NotADirectory => Some(None),
-        Found::Node(id) => {
-            let node = lower.tree.node(id);
-            let NodeKind::Directory(_) = node.kind else { return Some(None) };
-            let kept = node.xattrs.iter().filter(|(name, _)| !name.as_bytes().starts_with(b"trusted."));
-            Some(Some((node.stat.clone(), kept.map(|(name, value)| (name.clone(), value.clone())).collect())))
-        }
-    }
+fn look(lower: &Layer, parts: &Parts) -> Result<Looked, PathError> {
+    let parts = path::resolve(&lower.tree, parts.clone())?;
+    let id = match path::find(&lower.tree, &parts) {
+        Found::Node(id) => id,
+        Found::Nothing | Found::BehindLink => return Ok(Looked::Unknown),
+        Found::Whiteout => return Ok(Looked::Replaced),
+        Found::NotADirectory => return Err(PathError::NotADirectory),
+    };
+    let node = lower.tree.node(id);
+    let NodeKind::Directory(_) = node.kind else { return Ok(Looked::Replaced) };
+    let kept = node.xattrs.iter().filter(|(name, _)| !name.as_bytes().starts_with(b"trusted."));
+    Ok(Looked::Directory(node.stat.clone(), kept.map(|(name, value)| (name.clone(), value.clone())).collect()))
 }
 
 struct Laying<'m> {

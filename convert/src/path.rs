@@ -70,7 +70,7 @@ pub(crate) fn resolve(tree: &Tree, parts: Parts) -> Result<Parts, PathError> {
                         push_clean(&mut out, target);
                     }
                 }
-                Found::Nothing | Found::BehindLink => {}
+                Found::Nothing | Found::BehindLink | Found::Whiteout => {}
                 Found::NotADirectory => return Err(PathError::NotADirectory),
             }
         }
@@ -88,6 +88,8 @@ pub(crate) enum Found {
     Node(NodeId),
     /// Nothing.
     Nothing,
+    /// A whiteout.
+    Whiteout,
     /// Something on the way is a link.
     BehindLink,
     /// Something on the way is neither a directory nor a link.
@@ -97,11 +99,14 @@ pub(crate) enum Found {
 /// Returns what is at a path, without following links.
 pub(crate) fn find(tree: &Tree, parts: &[OsString]) -> Found {
     let mut id = Tree::ROOT;
-    for part in parts {
+    for (at, part) in parts.iter().enumerate() {
         match &tree.node(id).kind {
             NodeKind::Directory(children) => match children.get(part) {
                 Some(&child) => id = child,
-                None if children.contains_key(&whiteout_of(part)) => return Found::NotADirectory,
+                // A whiteout is a device there: found itself, and no way to what would be below.
+                None if children.contains_key(&whiteout_of(part)) => {
+                    return if at + 1 == parts.len() { Found::Whiteout } else { Found::NotADirectory };
+                }
                 None => return Found::Nothing,
             },
             NodeKind::Symlink(_) => return Found::BehindLink,

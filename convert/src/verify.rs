@@ -11,8 +11,9 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 
+use nydus_rafs::blob::table::BlobTable;
 use nydus_rafs::verified::{ChunkError, Verified};
-use nydus_rafs::{Algorithm, Bootstrap, Digest, FormatError, Ino, Kind, NodeId, NodeKind, Tree};
+use nydus_rafs::{Algorithm, BlobInfo, Bootstrap, Chunk, Digest, FormatError, Ino, Kind, NodeId, NodeKind, Tree};
 
 use crate::pack::fold;
 
@@ -109,7 +110,31 @@ pub fn check_blob<B: AsRef<[u8]>>(
         let digest = chunk.digest.unwrap_or_else(|| chunk.algorithm.digest(plain));
         sound.0.insert(chunk.index.0, (digest, plain.len() as u64));
     }
+    check_table(info, table.all(), at, &mut stored)?;
     Ok(sound)
+}
+
+/// Compares the blob's own chunk table with what the bootstrap says: some daemons go by one, some by the other.
+fn check_table(info: &BlobInfo, chunks: &[Chunk], at: u64, stored: &mut impl Read) -> Result<(), VerifyError> {
+    let Some(location) = &info.table else { return Ok(()) };
+    let failed = |source| VerifyError::Blob { blob: info.id.to_string(), source };
+    let range = location.with_header();
+    let len = range.start.checked_sub(at).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    skip(stored, len).map_err(failed)?;
+    let mut bytes = Vec::new();
+    stored.take(range.end - range.start).read_to_end(&mut bytes).map_err(failed)?;
+    let own = BlobTable::read(info, &bytes).map_err(VerifyError::Tables)?;
+    let own: HashMap<u32, &Chunk> = own.chunks().iter().map(|chunk| (chunk.index.0, chunk)).collect();
+    for chunk in chunks {
+        let same = own
+            .get(&chunk.index.0)
+            .is_some_and(|own| (&own.plain, &own.stored, own.codec) == (&chunk.plain, &chunk.stored, chunk.codec));
+        if !same {
+            let why = format!("its table does not have chunk {} where the bootstrap has it", chunk.index.0);
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
+    }
+    Ok(())
 }
 
 fn skip(from: &mut impl Read, len: u64) -> io::Result<()> {

@@ -89,7 +89,7 @@ pub fn merge(request: &Request) -> anyhow::Result<Report> {
         layers.push(layer);
         blobs.push(blob);
     }
-    let mut merged = overlay::merge(layers);
+    let mut merged = overlay::merge(layers)?;
     let mut used = Vec::new();
     for index in bootstrap::number_blobs(&mut merged.tree, &same) {
         used.push(blobs[usize::from(index)].take().context("a file refers to a layer without data")?);

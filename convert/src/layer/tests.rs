@@ -127,6 +127,7 @@ fn what_cannot_be_unpacked_is_refused_by_name_and_place() {
     assert_eq!(refused(Rules::Upper, [item("l", b'2').link("l"), item("l/x", b'0')]), PathError::TooManyLinks.into());
     assert_eq!(refused(Rules::Upper, [item("x", b'0').record("path", vec![b'n'; 256])]), Refusal::NameTooLong);
     assert_eq!(refused(Rules::Upper, [item("f", b'0'), item(".wh.f", b'0')]), Refusal::WhiteoutOfOwn);
+    assert_eq!(refused(Rules::Upper, [item(".wh.f", b'0'), item(".wh.f", b'0')]), Refusal::WhiteoutOfOwn);
     for name in [".wh.", ".wh..", "d/.wh..."] {
         assert_eq!(refused(Rules::Upper, [item(name, b'0')]), Refusal::Whiteout);
     }

@@ -397,7 +397,7 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
         let info = info.map(|info| bootstrap::named(info, digest.into()));
         blobs.push(info.map(|info| ImageBlob { info, chunks, file }));
     }
-    let mut merged = overlay::merge(layers);
+    let mut merged = overlay::merge(layers)?;
     let order = bootstrap::number_blobs(&mut merged.tree, &blob_of);
     let mut used = Vec::new();
     for index in order {

@@ -6,6 +6,7 @@ use crate::tar::made::{Item, item};
 fn merged(layers: &[&[Item]]) -> Merged {
     let rules = |index| if index == 0 { Rules::Lowest } else { Rules::Upper };
     merge(layers.iter().enumerate().map(|(index, items)| layer(rules(index), items.to_vec()).unwrap()).collect())
+        .unwrap()
 }
 
 fn listed(layers: &[&[Item]]) -> Vec<String> {
@@ -80,7 +81,7 @@ fn hard_links_stay_together_and_names_need_not_be_text() {
     let merged = merged(&[&lower, &[item([b".wh.", &name[..]].concat(), b'0')]]);
     assert_eq!(listing(&merged.tree), ["-644 /l"]);
     assert_eq!(merged.bodies.len(), 1);
-    let merged = merge(vec![layer(Rules::Lowest, lower).unwrap()]);
+    let merged = merge(vec![layer(Rules::Lowest, lower).unwrap()]).unwrap();
     let children: Vec<_> = merged.tree.children(Tree::ROOT).unwrap().values().collect();
     assert_eq!(children[0], children[1]);
 }
@@ -89,4 +90,15 @@ fn hard_links_stay_together_and_names_need_not_be_text() {
 fn a_device_with_number_zero_is_a_whiteout_to_the_kernel() {
     let lower = [item("f", b'0'), item("g", b'0')];
     assert_eq!(listed(&[&lower, &[item("f", b'3')]]), ["-644 /g"]);
+}
+
+#[test]
+fn an_unlisted_directory_below_a_file_of_a_lower_layer_is_refused_as_containerd_does() {
+    let layers = |upper: &[Item]| {
+        vec![layer(Rules::Lowest, [item("a", b'0')]).unwrap(), layer(Rules::Upper, upper.to_vec()).unwrap()]
+    };
+    let error = merge(layers(&[item("a/b/c", b'0')])).unwrap_err();
+    assert_eq!((error.layer, error.path.as_str(), error.below), (1, "/a/b", 0));
+    assert!(merge(layers(&[item("a/b", b'0')])).is_ok(), "the file itself is replaced");
+    assert!(merge(layers(&[item("a", b'5'), item("a/b", b'5'), item("a/b/c", b'0')])).is_ok());
 }

@@ -51,7 +51,7 @@ fn image(recipe: Recipe, layers: &[&[Item]]) -> Image {
         rest.push((bodies, info, chunks, stored));
     }
     let same: Vec<u16> = (0..).take(rest.len()).collect();
-    let mut merged = overlay::merge(layers);
+    let mut merged = overlay::merge(layers).unwrap();
     let order = bootstrap::number_blobs(&mut merged.tree, &same);
     let used: Vec<_> = order.iter().map(|&index| &rest[usize::from(index)]).collect();
     let blobs: Vec<_> = used.iter().map(|(_, info, chunks, _)| Blob { info: info.clone().unwrap(), chunks }).collect();
@@ -242,6 +242,10 @@ proptest! {
         let algorithm = if sha256 { Algorithm::Sha256 } else { Algorithm::Blake3 };
         let compressor = if lz4 { Compressor::Lz4Block } else { Compressor::Zstd };
         let layers: Vec<&[Item]> = usable.iter().map(Vec::as_slice).collect();
+        let parsed = layers.iter().enumerate().map(|(index, items)| {
+            crate::layer::tests::layer(if index == 0 { Rules::Lowest } else { Rules::Upper }, items.to_vec()).unwrap()
+        });
+        prop_assume!(overlay::merge(parsed.collect()).is_ok());
         image(recipe(compressor, algorithm), &layers).verify(algorithm).unwrap();
     }
 }
