@@ -167,7 +167,7 @@ pub struct BlobInfo {
     pub compressor: Compressor,
     /// How its chunks are named.
     pub algorithm: Algorithm,
-    /// Feature bits, see [`features`](crate::blob::format::features).
+    /// Feature bits, see [`features`].
     pub features: u32,
     /// Where its chunk table is, if it has one.
     pub table: Option<TableLocation>,
