@@ -264,12 +264,8 @@ fn random_layers_show_through_the_mount_what_the_model_says() -> Result<()> {
     let client = image::client(&registry.host)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let cases = Cell::new(0);
-    let mut runner = TestRunner::new(Config {
-        cases: 40,
-        max_shrink_iters: 60,
-        failure_persistence: None,
-        ..Config::default()
-    });
+    let mut runner =
+        TestRunner::new(Config { cases: 40, max_shrink_iters: 60, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&layers(), |layers| {
         cases.set(cases.get() + 1);
         let tag = format!("case{}", cases.get());

@@ -83,7 +83,8 @@ async fn every_reader_sees_what_containerd_unpacks() -> Result<()> {
         let image = Converted::pull(&client, "smoke", &tag, &dir).await?;
 
         run(Command::new(shoal("nydus-image")?).arg("check").arg("--bootstrap").arg(&image.bootstrap))?;
-        oracle::verify(&image.bootstrap, &image.blobs, &manifest, &known).with_context(|| format!("{tag}: verify.py"))?;
+        oracle::verify(&image.bootstrap, &image.blobs, &manifest, &known)
+            .with_context(|| format!("{tag}: verify.py"))?;
         oracle::layout(&image.bootstrap).with_context(|| format!("{tag}: layout_check.py"))?;
         for layer in image.manifest["layers"].as_array().into_iter().flatten() {
             let digest = layer["digest"].as_str().context("a layer has a digest")?;

@@ -16,7 +16,10 @@ const GUIDE: &str = r#"{"device":{"backend":{"type":"registry","config":{"mirror
 
 #[test]
 fn the_mirror_loads_its_sample() -> Result<()> {
-    run(Command::new(shoal("nydus-p2p")?).arg("--config").arg(top().join("config/nydus-p2p.toml")).arg("--check-config"))?;
+    run(Command::new(shoal("nydus-p2p")?)
+        .arg("--config")
+        .arg(top().join("config/nydus-p2p.toml"))
+        .arg("--check-config"))?;
     Ok(())
 }
 

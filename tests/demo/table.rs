@@ -70,10 +70,8 @@ impl Row {
 
 /// Reads what nydusd and the mirror of a node have counted.
 fn lazy(node: &Node) -> Result<Lazy> {
-    let mut counted = Lazy {
-        from_mirrors: node.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?,
-        ..Lazy::default()
-    };
+    let mut counted =
+        Lazy { from_mirrors: node.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?, ..Lazy::default() };
     for daemon in node.nydusd("/api/v1/daemon")? {
         for mount in daemon["backend_collection"].as_object().into_iter().flatten().map(|(mount, _)| mount) {
             let number = |path: &str, key: &str| -> Result<u64> {
@@ -112,7 +110,10 @@ impl Table {
             let (rate, trip) = (pace.bits_per_second / 1_000_000, pace.round_trip.as_millis());
             println!("link to the registry: {rate} Mbit/s, {trip} ms");
         }
-        println!("{}", line("", ["pull", "answer", "at pull", "registry", "requests", "demand", "prefetch", "other node"]));
+        println!(
+            "{}",
+            line("", ["pull", "answer", "at pull", "registry", "requests", "demand", "prefetch", "other node"])
+        );
         println!("{}", line("", ["s", "s", "MB", "MB", "", "MB", "MB", "MB"]));
         for row in &self.rows {
             let pull = row.pull.map_or_else(|| "-".to_owned(), |time| format!("{:.2}", time.as_secs_f64()));
