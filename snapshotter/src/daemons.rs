@@ -5,7 +5,7 @@
 //! nydusd mounts, then the image is recorded as live; so after a kill at any moment the records name everything that
 //! nydusd may have.
 //!
-//! Whoever wants an image that is being mounted joins the one attempt, and waits no longer than [`SERVE_LIMIT`]; the attempt
+//! Whoever wants an image that is being mounted joins the one attempt, and waits no longer than 20 seconds; the attempt
 //! goes on, so that a repeat finds it further along.
 
 use std::collections::HashMap;
