@@ -281,6 +281,11 @@ async fn everything_is_there_again_after_a_kill() {
     assert_eq!(bed.mounts("c").await.expect("mounts"), mounts);
     bed.prepare("d", "n", none()).await.expect("prepared");
     assert_eq!(bed.directories(), ["1", "2", "3"]);
+    // A failed call of this run leaves the same.
+    fs::create_dir_all(bed.root().join("snapshots/4/fs/deep")).expect("made");
+    let fresh = bed.prepare("e", "", none()).await.expect("prepared");
+    assert_eq!(fs::read_dir(&fresh[0].source).expect("there").count(), 0);
+    bed.remove("e").await.expect("removed");
     bed.stop();
     bed.start().await;
     assert_eq!(bed.list(&[]).await.expect("listed").len(), 3);
