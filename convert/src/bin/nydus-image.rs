@@ -445,3 +445,31 @@ fn say(report: &Report) {
         report.blobs
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_find_what_they_look_for_in_the_help_of_create() {
+        let mut cli = Cli::command();
+        let help = cli.find_subcommand_mut("create").expect("the command is declared above").render_help().to_string();
+        for wanted in ["--batch-size", "--encrypt", "--type", "tar-rafs"] {
+            assert!(help.contains(wanted), "{wanted} is not in\n{help}");
+        }
+    }
+
+    #[test]
+    fn the_command_lines_of_the_go_converter_are_taken() {
+        let lines = [
+            "nydus-image create --log-level warn --prefetch-policy fs --blob out --whiteout-spec none --fs-version 6 --type tar-rafs --blob-inline-meta --features blob-toc --compressor zstd --chunk-size 0x100000 --batch-size 0 in",
+            "nydus-image create --log-level warn --type targz-ref --blob-inline-meta --features blob-toc --blob out in",
+            "nydus-image merge --log-level warn --prefetch-policy fs --output-json j --bootstrap b l1 l2 --blob-digests d1,d2 --blob-toc-digests t1,t2 --blob-sizes 1,2",
+            "nydus-image check --log-level warn --output-json j --bootstrap b",
+            "nydus-image create --source-type directory --inline-bootstrap --blob out in",
+        ];
+        for line in lines {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+}

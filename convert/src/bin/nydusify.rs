@@ -81,7 +81,7 @@ struct Convert {
     #[arg(long, env = "TARGET", conflicts_with = "target_suffix", required_unless_present_any = ["target_suffix", "target_archive"])]
     target: Option<String>,
     /// Name the target like the source, with this added to the tag
-    #[arg(long, env = "TARGET_SUFFIX")]
+    #[arg(long, env = "TARGET_SUFFIX", allow_hyphen_values = true)]
     target_suffix: Option<String>,
     /// Do not check the certificate of the source's registry; plain HTTP is tried as well
     #[arg(long, env = "SOURCE_INSECURE")]
@@ -387,6 +387,48 @@ impl Drop for WorkDir {
             && let Err(error) = std::fs::remove_dir(&self.path)
         {
             tracing::warn!(dir = %self.path.display(), %error, "the work directory was left behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(arguments: &[&str]) -> Convert {
+        let given = ["nydusify", "convert", "--source", "registry/group/name:1"];
+        match Cli::try_parse_from(given.iter().chain(arguments)).unwrap().command {
+            Command::Convert(flags) => *flags,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_suffix_is_added_to_the_tag_though_it_looks_like_a_flag() {
+        let flags = flags(&["--target-suffix", "-nydus"]);
+        let target = target(&flags, &flags.source.parse().unwrap()).unwrap();
+        assert_eq!(target.tag(), Some("1-nydus"));
+        let named = "registry/name@sha256:0000000000000000000000000000000000000000000000000000000000000000";
+        assert!(super::target(&flags, &named.parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn the_command_line_of_the_guide_is_taken() {
+        let flags = flags(&["--target", "registry/name:nydus", "--nydus-image", "/usr/bin/nydus-image"]);
+        assert_eq!(flags.later.first(), None);
+        assert_eq!((flags.compressor, flags.fs_chunk_size), (Compression::Zstd, ChunkSize::DEFAULT));
+        assert!(!flags.prefetch_patterns && flags.prefetch_dir.is_none(), "nothing is prefetched unless asked");
+    }
+
+    #[test]
+    fn what_cannot_be_done_yet_is_named() {
+        for flag in ["--oci-ref", "--merge-platform", "--with-referrer", "--reverse"] {
+            assert_eq!(flags(&["--target", "t", flag]).later.first(), Some(flag));
+        }
+        let two =
+            ["--chunk-dict", "--backend-type", "--batch-size", "--source-archive", "--target-archive", "--build-cache"];
+        for flag in two {
+            assert_eq!(flags(&["--target", "t", flag, "0x1000"]).later.first(), Some(flag));
         }
     }
 }

@@ -215,3 +215,6 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     file.persist(path).map_err(|error| error.error).with_context(context)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
