@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nydus_backend::http::Pools;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -115,6 +116,8 @@ struct Inner {
     runtime: Handle,
     namespace: Namespace,
     events: Arc<EventLog>,
+    /// Connections and certificates, shared by all images.
+    pools: Pools,
     state: Mutex<State>,
     stores: Mutex<HashMap<PathBuf, (Store, bool)>>,
     changing: Mutex<HashSet<String>>,
@@ -138,6 +141,7 @@ impl Daemon {
             runtime,
             namespace: Namespace::default(),
             events: Arc::new(EventLog::default()),
+            pools: Pools::default(),
             state: Mutex::new(state),
             stores: Mutex::default(),
             changing: Mutex::default(),
@@ -377,7 +381,7 @@ impl Daemon {
     fn open(&self, spec: Spec) -> Result<Arc<Instance>, DaemonError> {
         spec.config.ready_to_mount().map_err(InstanceError::from)?;
         let store = self.store(&spec.config)?;
-        Ok(Arc::new(Instance::open(spec, &store, self.0.events.clone())?))
+        Ok(Arc::new(Instance::open(spec, &store, self.0.events.clone(), self.0.pools.clone())?))
     }
 
     /// Returns the store of a cache directory, opened once however many images use it.

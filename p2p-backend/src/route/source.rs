@@ -482,8 +482,14 @@ fn hints(urgency: Urgency, avoid: Avoid) -> HeaderMap {
     };
     map.insert("x-dragonfly-priority", HeaderValue::from_static(priority));
     match avoid {
-        Avoid::Nothing => map.insert("x-dragonfly-use-p2p", HeaderValue::from_static("true")),
-        Avoid::Mirrors => map.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    };
+        Avoid::Nothing => {
+            map.insert("x-dragonfly-use-p2p", HeaderValue::from_static("true"));
+        }
+        Avoid::Mirrors => {
+            map.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            // Our own mirror drops the pieces that were wrong and reads them from the registry.
+            map.insert("x-shoal-no-peer", HeaderValue::from_static("1"));
+        }
+    }
     map
 }

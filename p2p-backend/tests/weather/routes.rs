@@ -303,6 +303,7 @@ async fn a_read_that_must_avoid_mirrors_asks_the_registry_and_tells_mirrors_why(
     let served = route.read_from(&blob(), 10..20, Urgency::Demand, Avoid::Mirrors).await.unwrap();
     assert!(served.from_mirror);
     assert_eq!(mirror.seen()[0].header("cache-control"), "no-cache");
+    assert_eq!(mirror.seen()[0].header("x-shoal-no-peer"), "1");
 }
 
 #[tokio::test]
