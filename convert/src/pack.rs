@@ -6,7 +6,7 @@
 //! forwards only, and no lock is held anywhere while bytes are worked on.
 //!
 //! A chunk whose digest the blob already holds is not stored again. Workers know what was handed out before them
-//! ([`Seen`]) and skip compressing such a chunk; the reading thread has the last word.
+//! and skip compressing such a chunk; the reading thread has the last word.
 //!
 //! Memory: the reading thread waits for the oldest result once [`Packer`] has `depth` chunks under way, so a layer
 //! holds at most `depth` chunks, plain and compressed.
