@@ -286,7 +286,7 @@ async fn everything_is_there_again_after_a_kill() {
     let fresh = bed.prepare("e", "", none()).await.expect("prepared");
     assert_eq!(fs::read_dir(&fresh[0].source).expect("there").count(), 0);
     bed.remove("e").await.expect("removed");
-    bed.stop();
+    bed.stop().await;
     bed.start().await;
     assert_eq!(bed.list(&[]).await.expect("listed").len(), 3);
 }

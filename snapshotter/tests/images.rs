@@ -220,7 +220,7 @@ async fn a_restarted_snapshotter_adopts_the_living_daemon() {
     assert_eq!(before.len(), 1);
     for gentle in [true, false] {
         if gentle {
-            bed.stop();
+            bed.stop().await;
         } else {
             bed.kill();
         }

@@ -95,11 +95,16 @@ impl Bed {
         child.wait().expect("it is ours");
     }
 
-    /// Ends the program as a service manager does.
-    pub(crate) fn stop(&mut self) {
+    /// Ends the program as a service manager does. Our connection must go on meanwhile, to hear that it is closed.
+    pub(crate) async fn stop(&mut self) {
         let mut child = self.child.take().expect("it runs");
         signal(i32::try_from(child.id()).expect("small"), Signal::SIGTERM);
-        let status = child.wait().expect("it is ours");
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("it is ours") {
+                break status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
         assert!(status.success(), "it ended with {status}:\n{}", self.log());
     }
 
