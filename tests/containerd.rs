@@ -1,4 +1,5 @@
 //! The whole road: containerd, our snapshotter, nydusd and mirror, and real containers that read lazily.
+#![expect(clippy::print_stdout, reason = "that nerdctl was not tried is for people to read")]
 
 use std::process::Command;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! Everything lives in one folder below /tmp and on free ports of 127.0.0.1, and is taken down at the end,
 //! after a failure and after Ctrl-C too. The registry lies behind a link of 200 Mbit/s and 20 ms, because
 //! on loopback nobody would need to be lazy; `LINK=none` takes the link away.
+#![expect(clippy::print_stdout, reason = "the demo is a program for people")]
 
 mod runner;
 mod table;

@@ -4,6 +4,7 @@
 //! registry) in folders and on ports of its own, and takes them down again when the value that stands for
 //! them is dropped: processes by pid, mounts below their own folder only.
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "what is skipped and what could not be cleaned up is for people to read")]
 
 pub mod containerd;
 pub mod converted;
