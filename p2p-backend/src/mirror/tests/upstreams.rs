@@ -77,9 +77,13 @@ async fn a_reader_that_found_a_bad_chunk_gets_the_registry_s_own_bytes() {
     assert!(node.part(&path, range).await.2 != content[2_097_000..=3_145_800]);
     let again = tell(node.get(&path).header("Range", range).header("X-Shoal-No-Peer", "1")).await;
     assert!(again.2 == content[2_097_000..=3_145_800]);
-    assert_eq!(origin.gets(), [(1 << 20, (4 << 20) - 1)], "the pieces concerned, in one request");
+    // Two requests where the last piece of the first answer was still being stored; no piece twice either way.
+    let mut asked = origin.gets();
+    asked.sort_unstable();
+    assert_eq!((asked[0].0, asked[asked.len() - 1].1), (1 << 20, (4 << 20) - 1), "the pieces concerned: {asked:?}");
+    assert!(asked.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0), "each once: {asked:?}");
     assert!(node.part(&path, range).await.2 == content[2_097_000..=3_145_800], "and they are kept");
-    assert_eq!(origin.gets().len(), 1);
+    assert_eq!(origin.gets().len(), asked.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
