@@ -28,9 +28,29 @@ use serde_json::json;
 use crate::runner::Runner;
 use crate::table::{Row, Table};
 
-/// What the demo runs: (name of the row, command).
-const VERSION: &[&str] = &["python3", "-V"];
-const SCRIPT: &[&str] = &["python3", "/app/main.py"];
+/// What the demo runs: a short command, and one that needs more of the image.
+struct Commands {
+    short: (&'static str, Vec<String>),
+    long: (&'static str, Vec<String>),
+}
+
+impl Commands {
+    fn of(own_image: bool) -> Self {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        if own_image {
+            let script = std::env::var("COMMAND").unwrap_or_else(|_| "cat /usr/bin/* | wc -c".to_owned());
+            Self {
+                short: ("sh -c true", words(&["/bin/sh", "-c", "true"])),
+                long: ("COMMAND", words(&["/bin/sh", "-c", &script])),
+            }
+        } else {
+            Self {
+                short: ("python3 -V", words(&["python3", "-V"])),
+                long: ("import numpy", words(&["python3", "/app/main.py"])),
+            }
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -76,6 +96,7 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     let client = image::client(&registry.host)?;
 
     let own_image = std::env::var("IMAGE").ok();
+    let Commands { short, long } = Commands::of(own_image.is_some());
     let pause = debian::pause(&scratch.dir("pause")?)?;
     image::push(&client, "pause", "1", &[pause], json!({"Entrypoint": ["/pause"]})).await?;
     if own_image.is_none() {
@@ -126,26 +147,26 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
         println!("    through {}", runner.name());
         table.client(runner.name(), &plain.version());
         runner.warm_up(&setup.pause).await?;
-        table.push(Row::measure("OCI image, python3 -V", &runner, &gate, None, &source, VERSION, true).await?);
-        table.push(Row::measure("OCI image, imports numpy", &runner, &gate, None, &source, SCRIPT, false).await?);
+        table.push(Row::measure("OCI image", &short, &runner, &gate, None, &source, true).await?);
+        table.push(Row::measure("OCI image", &long, &runner, &gate, None, &source, false).await?);
     }
 
     step(interrupted, "the converted image, cold, through nydus-p2p, containerd-nydus-grpc and nydusd")?;
     let first = Node::start(&scratch.dir("n1")?, &setup)?;
     let runner = Runner::new(&first.containerd, "nydus", &scratch.dir("n1/logs")?, interrupted).await?;
     runner.warm_up(&setup.pause).await?;
-    table.push(Row::measure("nydus, python3 -V", &runner, &gate, Some(&first), &target, VERSION, true).await?);
-    table.push(Row::measure("nydus, imports numpy", &runner, &gate, Some(&first), &target, SCRIPT, false).await?);
+    table.push(Row::measure("nydus", &short, &runner, &gate, Some(&first), &target, true).await?);
+    table.push(Row::measure("nydus", &long, &runner, &gate, Some(&first), &target, false).await?);
     step(interrupted, "again on the same node")?;
-    table.push(Row::measure("nydus, second run", &runner, &gate, Some(&first), &target, SCRIPT, false).await?);
+    table.push(Row::measure("nydus again", &long, &runner, &gate, Some(&first), &target, false).await?);
 
     step(interrupted, "a second node, with the first node's mirror as its upstream")?;
     let setup = Setup { upstream_mirrors: vec![first.mirror_url.clone()], ..setup };
     let second = Node::start(&scratch.dir("n2")?, &setup)?;
     let other = Runner::new(&second.containerd, "nydus", &scratch.dir("n2/logs")?, interrupted).await?;
     other.warm_up(&setup.pause).await?;
-    table.push(Row::measure("nydus, second node, -V", &other, &gate, Some(&second), &target, VERSION, true).await?);
-    table.push(Row::measure("nydus, second node, numpy", &other, &gate, Some(&second), &target, SCRIPT, false).await?);
+    table.push(Row::measure("second node", &short, &other, &gate, Some(&second), &target, true).await?);
+    table.push(Row::measure("second node", &long, &other, &gate, Some(&second), &target, false).await?);
 
     step(interrupted, "done")?;
     println!();

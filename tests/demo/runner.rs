@@ -63,17 +63,18 @@ impl Runner {
     }
 
     /// Runs a command to its end and returns what it printed.
-    pub(crate) async fn run(&self, image: &str, command: &[&str]) -> Result<String> {
+    pub(crate) async fn run(&self, image: &str, command: &[String]) -> Result<String> {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
         match &self.client {
             Client::Nerdctl(nerdctl) => {
                 let mut words = vec!["run", "--rm", "--net", "host", "--pull", "never", image];
-                words.extend(command);
+                words.extend(&command);
                 run(nerdctl.command(self.snapshotter, &words), &self.interrupted)
             }
             Client::Cri(cri) => {
                 let name =
                     format!("demo-{}", std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_nanos());
-                let ended = cri.run(&name, image, command).await?;
+                let ended = cri.run(&name, image, &command).await?;
                 ensure!(ended.code == 0, "{command:?} ended with {}:\n{}", ended.code, ended.output);
                 Ok(ended.output)
             }

@@ -19,7 +19,7 @@ struct Lazy {
 /// One run.
 #[derive(Debug)]
 pub(crate) struct Row {
-    name: &'static str,
+    name: String,
     pull: Option<Duration>,
     pull_bytes: u64,
     answer: Duration,
@@ -31,14 +31,15 @@ pub(crate) struct Row {
 impl Row {
     /// Pulls (if asked), runs, and reads all counters before and after.
     pub(crate) async fn measure(
-        name: &'static str,
+        what: &str,
+        (label, command): &(&'static str, Vec<String>),
         runner: &Runner,
         gate: &Gate,
         node: Option<&Node>,
         image: &str,
-        command: &[&str],
         pull: bool,
     ) -> Result<Self> {
+        let name = format!("{what}, {label}");
         let (begin, before) = (Instant::now(), gate.passed());
         let lazy_before = node.map(lazy).transpose()?.unwrap_or_default();
         let mut pulled = None;
@@ -123,7 +124,7 @@ impl Table {
             let (demand, prefetch) = (lazy(|lazy| lazy.demand), lazy(|lazy| lazy.prefetch));
             let mirrors = lazy(|lazy| lazy.from_mirrors);
             let cells = [&pull, &answer, &at_pull, &registry, &requests, &demand, &prefetch, &mirrors];
-            println!("{}", line(row.name, cells.map(String::as_str)));
+            println!("{}", line(&row.name, cells.map(String::as_str)));
         }
         println!(
             "pull: until the pull ended; answer: from its begin (or the run's) to the end of the command;\n\
