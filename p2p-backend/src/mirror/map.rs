@@ -1,11 +1,13 @@
 //! The file beside a blob's data that says which pieces are there.
 //!
+//! ```text
 //!     0   magic "SHOALPM1"
 //!     8   size of the blob, little endian
 //!    16   size of a piece
 //!    24   first 8 bytes of blake3(digest, bytes 0..24): a header of another blob, or a torn one, is no header
 //!    32   seal: blake3("seal", all sums) once the whole blob matched its sha256, else zeros
 //!    64   one sum per piece: blake3 of its bytes, zeros while it is absent
+//! ```
 //!
 //! Nothing is synced. A sum is written after its data, but the disk may keep either without the other, or half of
 //! it: so a sum is never an answer, only what the data is compared with the first time it is read in a process's life.
