@@ -16,7 +16,7 @@ build: setup
 	cargo build --release --workspace --bins
 
 demo: build
-	target/release/shoal-demo
+	$(or $(CARGO_TARGET_DIR),target)/release/shoal-demo
 
 # Binaries first: the whole-system tests start them from the folder in which they themselves lie.
 test: setup
