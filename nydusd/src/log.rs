@@ -63,6 +63,8 @@ fn targets(level: LevelFilter) -> Targets {
     Targets::new()
         .with_default(level)
         .with_target("fuse_backend_rs", LevelFilter::OFF)
+        // That a certificate is wrong is told by us, with the name of whose it is.
+        .with_target("rustls_platform_verifier", LevelFilter::OFF)
         .with_targets(["h2", "hyper", "hyper_util", "reqwest", "rustls", "mio", "tower"].map(|name| (name, quiet)))
 }
 

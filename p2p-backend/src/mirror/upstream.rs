@@ -29,6 +29,8 @@ const MAX_REDIRECTS: usize = 5;
 const TARGET_LIFE: Duration = Duration::from_secs(120);
 /// How long a mirror that did not answer is left alone.
 const ILL: Duration = Duration::from_secs(5);
+/// How often the log tells of one upstream's trouble: every caller's request meets it.
+const TOLD: Duration = Duration::from_secs(30);
 /// Remembered places.
 const MOST_TARGETS: usize = 4096;
 
@@ -96,6 +98,21 @@ impl UpstreamError {
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. })
     }
+
+    /// Whether it is about the upstream's health, and an operator can do something.
+    fn is_trouble(&self) -> bool {
+        !matches!(self, Self::Refused { .. } | Self::Busy { .. } | Self::Entangled)
+    }
+
+    /// Returns what may help; begins with `; ` or is empty.
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::Unreachable { reason, .. } if reason.contains("certificate") => {
+                "; add its authority to its `ca_files`"
+            }
+            _ => "",
+        }
+    }
 }
 
 /// Where to ask.
@@ -142,6 +159,8 @@ struct Link {
     lend: Option<HeaderValue>,
     /// Until when a mirror that was dead or silent is not asked.
     ill: Mutex<Option<Instant>>,
+    /// When the log told of its trouble.
+    told: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -183,6 +202,7 @@ impl Upstream {
                 stall: times.stall.min(times.first_byte_mirror),
                 lend: None,
                 ill: Mutex::default(),
+                told: Mutex::default(),
             });
         }
         let mut registries = BTreeMap::new();
@@ -213,6 +233,7 @@ impl Upstream {
                 stall: times.stall,
                 lend,
                 ill: Mutex::default(),
+                told: Mutex::default(),
             };
             registries.insert(name, link);
         }
@@ -472,12 +493,27 @@ impl Link {
         self.ill.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
     }
 
-    /// Leaves the link alone for a while if it is dead or silent. Looked at for mirrors only: nobody stands in for a registry.
+    /// Leaves the link alone for a while if it is dead or silent, and tells the log of its trouble. That it is ill is
+    /// looked at for mirrors only: nobody stands in for a registry.
     fn note(&self, error: &UpstreamError) {
+        let now = Instant::now();
         if matches!(error, UpstreamError::Unreachable { .. } | UpstreamError::Silent { .. }) {
-            *self.ill.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ILL);
+            *self.ill.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + ILL);
+        }
+        if error.is_trouble() && is_news(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner), now) {
+            let advice = error.advice();
+            tracing::warn!(upstream = %self.name, "could not read upstream: {error}{advice}");
         }
     }
+}
+
+/// Whether trouble of `now` is worth a line, given when there was one.
+fn is_news(told: &mut Option<Instant>, now: Instant) -> bool {
+    let news = told.is_none_or(|before| now.saturating_duration_since(before) >= TOLD);
+    if news {
+        *told = Some(now);
+    }
+    news
 }
 
 impl super::config::Account {
@@ -571,4 +607,26 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         return if error.is_timeout() { "timed out".into() } else { "the exchange broke".into() };
     }
     last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_is_told_at_once_and_then_from_time_to_time() {
+        let begin = Instant::now();
+        let mut told = None;
+        let news: Vec<bool> = [0, 1, 29, 30, 31, 60].map(|s| is_news(&mut told, begin + Duration::from_secs(s))).into();
+        assert_eq!(news, [true, false, false, true, false, true]);
+    }
+
+    #[test]
+    fn what_a_registry_says_about_a_caller_is_no_trouble_and_a_certificate_is() {
+        let by = String::from("r.example");
+        let refused = UpstreamError::Refused { by: by.clone(), status: StatusCode::UNAUTHORIZED, challenges: vec![] };
+        assert!(!refused.is_trouble());
+        let wrong = UpstreamError::Unreachable { by, reason: "invalid peer certificate: UnknownIssuer".into() };
+        assert!(wrong.is_trouble() && wrong.advice().contains("ca_files"));
+    }
 }

@@ -126,6 +126,7 @@ pub(super) fn advice(error: &RegistryError) -> &'static str {
         RegistryError::Refused(refusal) if refusal.status.as_u16() == 429 => {
             "; it limits our rate: log in, or use a mirror"
         }
+        RegistryError::Refused(refusal) if refusal.by_mirror => "; see the log of the mirror",
         RegistryError::Refused(refusal) if refusal.status.is_server_error() => "; see the log of the registry",
         RegistryError::Short { .. } | RegistryError::Refused(_) => {
             "; the blob there may be cut or another one: push the image again"
