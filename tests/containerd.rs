@@ -54,6 +54,8 @@ impl Bed {
     fn node(&self, name: &str) -> Result<Node> {
         let setup = Setup {
             registry: self.gate.host.clone(),
+            private: None,
+            read_deadline: None,
             pause: format!("{}/pause:1", self.gate.host),
             upstream_mirrors: Vec::new(),
             cri_snapshotter: "nydus",
@@ -87,6 +89,7 @@ async fn the_same_checks_pass_on_containerds_own_overlayfs() -> Result<()> {
         snapshotter: None,
         pause: format!("{}/pause:1", registry.host),
         plain_http: vec![registry.host.clone()],
+        private: Vec::new(),
         mirror: None,
         binary: None,
     };
@@ -207,6 +210,8 @@ async fn a_second_node_takes_its_chunks_from_the_first_nodes_mirror() -> Result<
 
     let setup = Setup {
         registry: bed.gate.host.clone(),
+        private: None,
+        read_deadline: None,
         pause: format!("{}/pause:1", bed.gate.host),
         upstream_mirrors: vec![first.mirror_url.clone()],
         cri_snapshotter: "nydus",

@@ -53,6 +53,7 @@ async fn every_reader_sees_what_containerd_unpacks() -> Result<()> {
         snapshotter: None,
         pause: String::new(),
         plain_http: vec![registry.host.clone()],
+        private: Vec::new(),
         mirror: None,
         binary: None,
     };

@@ -132,6 +132,8 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     let target = format!("{}/python:nydus", gate.host);
     let setup = Setup {
         registry: gate.host.clone(),
+        private: None,
+        read_deadline: None,
         pause: format!("{}/pause:1", gate.host),
         upstream_mirrors: Vec::new(),
         cri_snapshotter: "nydus",
@@ -181,6 +183,7 @@ fn plain_containerd(dir: &Path, setup: &Setup) -> Result<Containerd> {
         snapshotter: None,
         pause: setup.pause.clone(),
         plain_http: vec![setup.registry.clone()],
+        private: Vec::new(),
         mirror: None,
         binary: setup.containerd.clone(),
     };

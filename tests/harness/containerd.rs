@@ -20,6 +20,8 @@ pub struct Options {
     pub pause: String,
     /// Registries (`host:port`) to be spoken to over plain HTTP.
     pub plain_http: Vec<String>,
+    /// Registries (`host:port`) with TLS, each with the file of the authority to believe.
+    pub private: Vec<(String, PathBuf)>,
     /// URL of a mirror that is asked before the registries.
     pub mirror: Option<String>,
     /// The binary; `None` looks on `PATH`.
@@ -54,6 +56,16 @@ impl Containerd {
             let text = format!(
                 "server = \"http://{host}\"\n{}[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n",
                 mirror.unwrap_or_default()
+            );
+            std::fs::write(certs.join("hosts.toml"), text)?;
+        }
+        for (host, ca) in &options.private {
+            let certs = dir.join("certs.d").join(host);
+            std::fs::create_dir_all(&certs)?;
+            let text = format!(
+                "server = \"https://{host}\"\n[host.\"https://{host}\"]\n  \
+                 capabilities = [\"pull\", \"resolve\", \"push\"]\n  ca = \"{}\"\n",
+                ca.display()
             );
             std::fs::write(certs.join("hosts.toml"), text)?;
         }

@@ -20,6 +20,15 @@ mod message {
     pub(super) struct PullImage {
         #[prost(message, optional, tag = "1")]
         pub(super) image: Option<ImageSpec>,
+        #[prost(message, optional, tag = "2")]
+        pub(super) auth: Option<Auth>,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Auth {
+        #[prost(string, tag = "1")]
+        pub(super) username: String,
+        #[prost(string, tag = "2")]
+        pub(super) password: String,
     }
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct ImageRef {
@@ -63,6 +72,24 @@ mod message {
     pub(super) struct RunSandbox {
         #[prost(message, optional, tag = "1")]
         pub(super) config: Option<SandboxConfig>,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Exec {
+        #[prost(string, tag = "1")]
+        pub(super) container: String,
+        #[prost(string, repeated, tag = "2")]
+        pub(super) command: Vec<String>,
+        #[prost(int64, tag = "3")]
+        pub(super) timeout: i64,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Executed {
+        #[prost(bytes, tag = "1")]
+        pub(super) stdout: Vec<u8>,
+        #[prost(bytes, tag = "2")]
+        pub(super) stderr: Vec<u8>,
+        #[prost(int32, tag = "3")]
+        pub(super) code: i32,
     }
     /// Any message whose first field is an id.
     #[derive(Clone, PartialEq, Message)]
@@ -124,7 +151,7 @@ pub struct Cri {
 }
 
 /// A container that was started.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Container {
     id: String,
     sandbox: String,
@@ -167,7 +194,16 @@ impl Cri {
 
     /// Pulls an image with the snapshotter that CRI is configured for.
     pub async fn pull(&self, image: &str) -> Result<()> {
-        let request = message::PullImage { image: Some(message::ImageSpec { image: image.to_owned() }) };
+        self.pull_with(image, None).await
+    }
+
+    /// Pulls an image as a user of its registry, as kubelet does with a pull secret.
+    pub async fn pull_as(&self, image: &str, user: &str, password: &str) -> Result<()> {
+        self.pull_with(image, Some(message::Auth { username: user.to_owned(), password: password.to_owned() })).await
+    }
+
+    async fn pull_with(&self, image: &str, auth: Option<message::Auth>) -> Result<()> {
+        let request = message::PullImage { image: Some(message::ImageSpec { image: image.to_owned() }), auth };
         let answer: message::ImageRef = self.call("ImageService", "PullImage", request).await?;
         ensure!(!answer.image_ref.is_empty(), "pulling {image} gave no image");
         Ok(())
@@ -199,6 +235,18 @@ impl Cri {
         let request = message::Id { id: container.id.clone() };
         let _: message::Nothing = self.call("RuntimeService", "StartContainer", request).await?;
         Ok(Container { id: container.id, sandbox: sandbox.id, log: self.logs.join(log) })
+    }
+
+    /// Runs `command` in a running container to its end, which containerd forces after `limit`.
+    pub async fn exec(&self, container: &Container, command: &[&str], limit: Duration) -> Result<Ended> {
+        let request = message::Exec {
+            container: container.id.clone(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            timeout: i64::try_from(limit.as_secs())?,
+        };
+        let answer: message::Executed = self.call("RuntimeService", "ExecSync", request).await?;
+        let output = [answer.stdout, answer.stderr].concat();
+        Ok(Ended { code: answer.code, output: String::from_utf8_lossy(&output).into_owned() })
     }
 
     /// Waits for a container's end.
@@ -249,7 +297,7 @@ impl Cri {
 
     /// Removes an image.
     pub async fn remove_image(&self, image: &str) -> Result<()> {
-        let request = message::PullImage { image: Some(message::ImageSpec { image: image.to_owned() }) };
+        let request = message::PullImage { image: Some(message::ImageSpec { image: image.to_owned() }), auth: None };
         let _: message::Nothing = self.call("ImageService", "RemoveImage", request).await?;
         Ok(())
     }

@@ -6,11 +6,13 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "what is skipped and what could not be cleaned up is for people to read")]
 
+pub mod authority;
 pub mod containerd;
 pub mod converted;
 pub mod cri;
 pub mod debian;
 pub mod fixture;
+pub mod front;
 pub mod fuse;
 pub mod gate;
 pub mod image;

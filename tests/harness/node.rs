@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::containerd::{Containerd, Options};
@@ -13,8 +14,12 @@ use crate::process::{Process, end_all_below, free_port, run, shoal};
 /// How a node is set up.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// The registry (`host:port`, plain HTTP).
+    /// The registry (`host:port`, plain HTTP unless it is private).
     pub registry: String,
+    /// Present if the registry has TLS and wants credentials.
+    pub private: Option<Private>,
+    /// nydusd's `read_deadline`, if not the default.
+    pub read_deadline: Option<u64>,
     /// The pod's pause image.
     pub pause: String,
     /// URLs of other nodes' mirrors, asked before the registry.
@@ -25,6 +30,17 @@ pub struct Setup {
     pub containerd: Option<PathBuf>,
     /// Whether nydusd prefetches in the background.
     pub prefetch: bool,
+}
+
+/// What a node is told about a private registry.
+#[derive(Debug, Clone)]
+pub struct Private {
+    /// The authority that containerd believes.
+    pub ca: PathBuf,
+    /// The authority that mirror and nydusd believe.
+    pub lazy_ca: PathBuf,
+    /// The folder of docker's configuration, which only the snapshotter is shown.
+    pub docker_config: PathBuf,
 }
 
 /// A running node; everything ends when it is dropped.
@@ -44,6 +60,7 @@ pub struct Node {
     metrics: u16,
     mirror_config: PathBuf,
     snapshotter_config: PathBuf,
+    docker_config: Option<PathBuf>,
 }
 
 impl Node {
@@ -61,7 +78,12 @@ impl Node {
         for url in &setup.upstream_mirrors {
             text.push_str(&format!("[[mirror]]\nurl = \"{url}\"\ntrusted = true\n"));
         }
-        text.push_str(&format!("[[registry]]\nname = \"{0}\"\nurl = \"http://{0}\"\n", setup.registry));
+        text.push_str(&match &setup.private {
+            None => format!("[[registry]]\nname = \"{0}\"\nurl = \"http://{0}\"\n", setup.registry),
+            Some(private) => {
+                format!("[[registry]]\nname = \"{}\"\nca_files = [{:?}]\n", setup.registry, private.lazy_ca)
+            }
+        });
         std::fs::write(&mirror_config, text)?;
         let mirror = start_mirror(dir, &mirror_config, health)?;
 
@@ -77,14 +99,16 @@ impl Node {
                 shoal("nydusd")?.display()
             ),
         )?;
-        let snapshotter = start_snapshotter(dir, &snapshotter_config)?;
+        let docker_config = setup.private.as_ref().map(|private| private.docker_config.clone());
+        let snapshotter = start_snapshotter(dir, &snapshotter_config, docker_config.as_deref())?;
         let containerd = Containerd::start(
             &dir.join("ctd"),
             &Options {
                 cri_snapshotter: setup.cri_snapshotter,
                 snapshotter: Some(dir.join("snap.sock")),
                 pause: setup.pause.clone(),
-                plain_http: vec![setup.registry.clone()],
+                plain_http: if setup.private.is_some() { Vec::new() } else { vec![setup.registry.clone()] },
+                private: setup.private.iter().map(|private| (setup.registry.clone(), private.ca.clone())).collect(),
                 mirror: None,
                 binary: setup.containerd.clone(),
             },
@@ -99,6 +123,7 @@ impl Node {
             metrics,
             mirror_config,
             snapshotter_config,
+            docker_config,
         })
     }
 
@@ -110,7 +135,7 @@ impl Node {
 
     /// Starts the snapshotter again after it was stopped or killed.
     pub fn restart_snapshotter(&mut self) -> Result<()> {
-        self.snapshotter = start_snapshotter(&self.dir, &self.snapshotter_config)?;
+        self.snapshotter = start_snapshotter(&self.dir, &self.snapshotter_config, self.docker_config.as_deref())?;
         Ok(())
     }
 
@@ -135,6 +160,19 @@ impl Node {
     pub fn nydusd_sockets(&self) -> Vec<PathBuf> {
         let Ok(dirs) = std::fs::read_dir(self.dir.join("snap/socket")) else { return Vec::new() };
         dirs.flatten().map(|dir| dir.path().join("api.sock")).filter(|socket| socket.exists()).collect()
+    }
+
+    /// Returns the process ids of the node's nydusd daemons.
+    pub fn nydusd_pids(&self) -> Vec<Pid> {
+        let mine = format!("{}/", self.dir.display());
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let daemons = processes.filter(|entry| {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            let mut words = line.split('\0');
+            words.next().is_some_and(|program| program.ends_with("/nydusd")) && words.any(|word| word.contains(&mine))
+        });
+        daemons.filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))).collect()
     }
 
     /// Returns the sum of a metric of the mirror, over all its labels that contain `label`.
@@ -170,9 +208,12 @@ fn start_mirror(dir: &Path, config: &Path, health: u16) -> Result<Process> {
     Ok(mirror)
 }
 
-fn start_snapshotter(dir: &Path, config: &Path) -> Result<Process> {
+fn start_snapshotter(dir: &Path, config: &Path, docker_config: Option<&Path>) -> Result<Process> {
     let mut command = Command::new(shoal("containerd-nydus-grpc")?);
     command.arg("--config").arg(config);
+    if let Some(docker_config) = docker_config {
+        command.env("DOCKER_CONFIG", docker_config);
+    }
     let mut snapshotter = Process::start("containerd-nydus-grpc", command, &dir.join("snapshotter.log"))?;
     let socket = dir.join("snap.sock");
     snapshotter.wait_until(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
@@ -181,7 +222,7 @@ fn start_snapshotter(dir: &Path, config: &Path) -> Result<Process> {
 
 /// The template that users write, as the guide shows it.
 fn nydusd_config(dir: &Path, mirror: &str, health: u16, setup: &Setup) -> Value {
-    json!({
+    let mut config = json!({
         "device": {
             "backend": {"type": "registry", "config": {
                 "mirrors": [{
@@ -198,5 +239,15 @@ fn nydusd_config(dir: &Path, mirror: &str, health: u16, setup: &Setup) -> Value 
             "enable": setup.prefetch, "threads_count": 10, "merging_size": 131_072, "bandwidth_rate": 0,
             "prefetch_all": setup.prefetch,
         },
-    })
+    });
+    if let Some(private) = &setup.private {
+        let backend = &mut config["device"]["backend"]["config"];
+        backend["scheme"] = json!("https");
+        backend["skip_verify"] = json!(false);
+        backend["ca_cert_files"] = json!([private.lazy_ca]);
+    }
+    if let Some(seconds) = setup.read_deadline {
+        config["read_deadline"] = json!(seconds);
+    }
+    config
 }

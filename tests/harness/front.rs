@@ -1,0 +1,306 @@
+//! A front that makes a plain registry private: TLS, tokens from a service elsewhere, blobs from a store elsewhere.
+//!
+//! Three listeners with TLS, each behind a gate: the registry at `127.0.0.1`, the token service and the store of blobs
+//! at `localhost`. The registry wants a bearer token for the repository and verb, and redirects readers of blobs to the
+//! store with an address that expires. The store counts who shows it an `Authorization`, which is nobody's right.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, LOCATION, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use nydus_backend::credentials::Credential;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto;
+use tokio_rustls::server::TlsStream;
+
+use crate::authority::Authority;
+use crate::gate::{Gate, Pace};
+
+/// The user that the token service knows.
+pub const USER: &str = "puller";
+/// The user's password.
+pub const PASSWORD: &str = "s3cret:with colon";
+
+/// What the three listeners have seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Tokens given out.
+    pub tokens: AtomicU64,
+    /// Requests for tokens without the right password.
+    pub strangers: AtomicU64,
+    /// Requests at the registry that its tokens did not allow.
+    pub refused: AtomicU64,
+    /// Blobs read, or parts of them, at the store.
+    pub blobs: AtomicU64,
+    /// Requests at the store whose address had expired.
+    pub expired: AtomicU64,
+    /// Requests at the store that showed an `Authorization`.
+    pub leaked: AtomicU64,
+}
+
+struct Shared {
+    upstream: String,
+    http: reqwest::Client,
+    realm: String,
+    store: String,
+    /// Milliseconds that tokens and addresses are good for.
+    life: AtomicU64,
+    begin: Instant,
+    tokens: Mutex<HashMap<String, Token>>,
+    seen: Arc<Seen>,
+}
+
+struct Token {
+    end: Instant,
+    /// `repository:NAME:VERBS`.
+    scopes: Vec<String>,
+}
+
+/// The front; it ends with the runtime that it was started on.
+#[derive(Debug)]
+pub struct Front {
+    /// `host:port` of the registry, as images are named.
+    pub host: String,
+    /// What was seen.
+    pub seen: Arc<Seen>,
+    gates: [Gate; 3],
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("upstream", &self.upstream).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Front {
+    /// Puts a front before the registry at `upstream` (`host:port`, plain HTTP).
+    pub async fn start(upstream: &str, authority: &Authority) -> Result<Self> {
+        // Somebody else in this process may have done so.
+        drop(crypto::ring::default_provider().install_default());
+        let acceptor = TlsAcceptor::from(authority.server()?);
+        let (registry, tokens, store) =
+            (Tls::listen(&acceptor).await?, Tls::listen(&acceptor).await?, Tls::listen(&acceptor).await?);
+        let gate = |tls: &Tls| Gate::open(&tls.address.to_string(), Pace::default());
+        let gates = [gate(&registry)?, gate(&tokens)?, gate(&store)?];
+        let elsewhere = |gate: &Gate| gate.host.replace("127.0.0.1", "localhost");
+        let seen = Arc::new(Seen::default());
+        let shared = Arc::new(Shared {
+            upstream: upstream.to_owned(),
+            http: reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?,
+            realm: format!("https://{}/token", elsewhere(&gates[1])),
+            store: format!("https://{}", elsewhere(&gates[2])),
+            life: AtomicU64::new(300_000),
+            begin: Instant::now(),
+            tokens: Mutex::default(),
+            seen: Arc::clone(&seen),
+        });
+        let routers = [
+            (registry, Router::new().fallback(registry_answer)),
+            (tokens, Router::new().fallback(token_answer)),
+            (store, Router::new().fallback(store_answer)),
+        ];
+        for (tls, router) in routers {
+            let router = router.with_state(Arc::clone(&shared));
+            tokio::spawn(async move { axum::serve(tls, router).await });
+        }
+        Ok(Self { host: gates[0].host.clone(), seen, gates, shared })
+    }
+
+    /// Sets how long tokens and the store's addresses are good for, from now on.
+    pub fn set_life(&self, life: Duration) {
+        self.shared.life.store(u64::try_from(life.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Takes registry, token service and store away, until [`Front::reopen`].
+    pub fn shut(&self) {
+        self.gates.iter().for_each(Gate::shut);
+    }
+
+    /// Brings them back.
+    pub fn reopen(&self) {
+        self.gates.iter().for_each(Gate::reopen);
+    }
+
+    /// Returns a token that is good for pulling from `repository`.
+    pub fn token(&self, repository: &str) -> String {
+        self.shared.new_token(vec![format!("repository:{repository}:pull")])
+    }
+
+    /// Returns docker's configuration of somebody who has logged in here.
+    pub fn docker_config(&self) -> String {
+        let header = credential().basic_header().unwrap_or_default();
+        let auth = header.trim_start_matches("Basic ");
+        json!({"auths": {&self.host: {"auth": auth}}}).to_string()
+    }
+}
+
+fn credential() -> Credential {
+    Credential::Basic { user: USER.into(), password: PASSWORD.into() }
+}
+
+impl Shared {
+    fn life(&self) -> Duration {
+        Duration::from_millis(self.life.load(Ordering::Relaxed))
+    }
+
+    fn new_token(&self, scopes: Vec<String>) -> String {
+        let number = self.seen.tokens.fetch_add(1, Ordering::Relaxed);
+        let text = format!("token-{number}");
+        lock(&self.tokens).insert(text.clone(), Token { end: Instant::now() + self.life(), scopes });
+        text
+    }
+
+    /// Whether the request's token allows `verb` on `repository`; an empty repository needs only a token.
+    fn allows(&self, request: &Request, repository: &str, verb: &str) -> bool {
+        let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let tokens = lock(&self.tokens);
+        let Some(token) = header.strip_prefix("Bearer ").and_then(|text| tokens.get(text)) else { return false };
+        let mut scopes = token.scopes.iter().filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'));
+        let granted = scopes.any(|(name, verbs)| name == repository && verbs.split(',').any(|given| given == verb));
+        Instant::now() < token.end && (granted || repository.is_empty())
+    }
+
+    /// Hands the request to the plain registry behind.
+    async fn pass_on(&self, request: Request) -> Response {
+        let (head, body) = request.into_parts();
+        let url = format!("http://{}{}", self.upstream, head.uri.path_and_query().map_or("", |path| path.as_str()));
+        let mut headers = head.headers;
+        headers.remove(AUTHORIZATION);
+        headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+        let sent = self.http.request(head.method, url).headers(headers);
+        let answer = match sent.body(reqwest::Body::wrap_stream(body.into_data_stream())).send().await {
+            Ok(answer) => answer,
+            Err(_) => return StatusCode::BAD_GATEWAY.into_response(),
+        };
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = answer.status();
+        *response.headers_mut() = answer.headers().clone();
+        response.headers_mut().remove(TRANSFER_ENCODING);
+        *response.body_mut() = Body::from_stream(answer.bytes_stream());
+        response
+    }
+}
+
+async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let verb = if reads { "pull" } else { "push" };
+    let inner = path.strip_prefix("/v2/").unwrap_or_default();
+    let repository = ["/blobs/", "/manifests/", "/tags/"].iter().find_map(|part| Some(inner.split_once(part)?.0));
+    let repository = repository.unwrap_or_default();
+    if !shared.allows(&request, repository, verb) {
+        shared.seen.refused.fetch_add(1, Ordering::Relaxed);
+        let mut challenge = format!("Bearer realm=\"{}\",service=\"shoal tests\"", shared.realm);
+        if !repository.is_empty() {
+            let verbs = if reads { "pull" } else { "pull,push" };
+            challenge.push_str(&format!(",scope=\"repository:{repository}:{verbs}\""));
+        }
+        let body = json!({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}).to_string();
+        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, challenge)], body).into_response();
+    }
+    if reads && inner.contains("/blobs/sha256:") {
+        let until = (shared.begin.elapsed() + shared.life()).as_millis();
+        let place = format!("{}{path}?until={until}", shared.store);
+        return (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response();
+    }
+    shared.pass_on(request).await
+}
+
+async fn store_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    if request.headers().contains_key(AUTHORIZATION) {
+        shared.seen.leaked.fetch_add(1, Ordering::Relaxed);
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    let until = request.uri().query().and_then(|query| query.strip_prefix("until=")?.parse::<u128>().ok());
+    if until.is_none_or(|until| until < shared.begin.elapsed().as_millis()) {
+        shared.seen.expired.fetch_add(1, Ordering::Relaxed);
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    shared.seen.blobs.fetch_add(1, Ordering::Relaxed);
+    shared.pass_on(request).await
+}
+
+/// Answers GET with a query and POST with a form alike, to those who show the password.
+async fn token_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let Ok(body) = axum::body::to_bytes(body, 64 << 10).await else { return StatusCode::BAD_REQUEST.into_response() };
+    let form = String::from_utf8_lossy(&body);
+    let form = head.uri.query().unwrap_or(&form);
+    let Ok(url) = reqwest::Url::parse(&format!("http://form.invalid/?{form}")) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+    let field = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let by_form = field("username") == Some(USER) && field("password") == Some(PASSWORD);
+    let shown = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    if !by_form && shown != credential().basic_header() {
+        shared.seen.strangers.fetch_add(1, Ordering::Relaxed);
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let scopes = pairs.iter().filter(|(key, _)| key == "scope");
+    let scopes = scopes.flat_map(|(_, value)| value.split(' ').map(str::to_owned)).collect();
+    let token = shared.new_token(scopes);
+    let life = shared.life().as_secs().max(1);
+    axum::Json(json!({"token": token, "access_token": token, "expires_in": life})).into_response()
+}
+
+/// Connections with TLS that is already agreed on.
+struct Tls {
+    address: SocketAddr,
+    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+}
+
+impl Tls {
+    async fn listen(acceptor: &TlsAcceptor) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let acceptor = acceptor.clone();
+        let (sender, ready) = mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Ok((stream, from)) = listener.accept().await {
+                let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                // Each by itself: a client that does not believe us must not keep the others waiting.
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        drop(sender.send((stream, from)).await);
+                    }
+                });
+            }
+        });
+        Ok(Self { address, ready })
+    }
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.ready.recv().await {
+            Some(connection) => connection,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
