@@ -6,7 +6,7 @@
 //! ```text
 //!   Store -- Blob (image A) --+-- Layout --- slots --+
 //!        \-- Blob (image B) --+-- Layout --- slots --+-- Cache -- CacheFile  <id>.blob.data
-//!                                                          |          \----- ReadyMap  <id>.blob.data.ready
+//!                                                          |          \----- ReadyMap  <id>.chunk_map
 //!                                                          \-- Claims, and those who wait
 //! ```
 //!

@@ -51,13 +51,16 @@ pub(super) enum Written {
     Shortened,
 }
 
+/// What the name of a data file says after the blob's.
+const DATA: &str = ".blob.data";
+
 /// Returns the name of a blob's data file.
 pub(super) fn data_name(blob: &BlobId) -> String {
     let name = blob.as_str();
     if name.len() <= MAX_NAME {
-        format!("{name}.blob.data")
+        format!("{name}{DATA}")
     } else {
-        format!("{}.blob.data", Algorithm::Blake3.digest(name.as_bytes()))
+        format!("{}{DATA}", Algorithm::Blake3.digest(name.as_bytes()))
     }
 }
 
@@ -67,11 +70,15 @@ pub(super) fn data_path(dir: &Path, blob: &BlobId, n: u32) -> PathBuf {
     dir.join(if n == 0 { name } else { format!("{name}.{n}") })
 }
 
-/// Returns the path of the map of a data file.
+/// Returns the path of the map of a data file: `.chunk_map` in the place of `.blob.data`.
+///
+/// The name is one that the established snapshotter deletes together with the data file, and that the nydusd which
+/// we replace has not used since 2.1: its own map is `<id>.blob.data.chunk_map`, and it refuses other formats there.
 pub(super) fn map_path(data: &Path) -> PathBuf {
-    let mut name = data.as_os_str().to_owned();
-    name.push(".ready");
-    name.into()
+    let name = data.file_name().unwrap_or_default().to_string_lossy();
+    // Names of data files are made above: they are text and hold the word.
+    let (id, copy) = name.rsplit_once(DATA).unwrap_or((&name, ""));
+    data.with_file_name(format!("{id}.chunk_map{copy}"))
 }
 
 /// Opens and locks `path`; `None` if somebody else holds it.

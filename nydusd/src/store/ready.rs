@@ -1,4 +1,4 @@
-//! Which chunks of a cache file were verified, on disk: `<blob id>.blob.data.ready`.
+//! Which chunks of a cache file were verified, on disk: `<blob id>.chunk_map`.
 //!
 //! ```text
 //!   0   header, 128 bytes

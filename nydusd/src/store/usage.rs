@@ -28,7 +28,8 @@ impl Store {
         for entry in std::fs::read_dir(self.dir()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            let Some((blob, _)) = name.to_str().and_then(|name| name.split_once(".blob.")) else { continue };
+            let Some(name) = name.to_str() else { continue };
+            let Some((blob, _)) = name.split_once(".blob.").or_else(|| name.split_once(".chunk_map")) else { continue };
             // Deleted since it was listed: it takes nothing.
             let Ok(metadata) = entry.metadata() else { continue };
             let usage = all.entry(blob.to_owned()).or_insert_with(|| Usage {

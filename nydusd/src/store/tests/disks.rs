@@ -111,7 +111,7 @@ fn a_cache_file_cut_under_us_gives_no_wrong_byte_and_no_error() {
 #[test]
 fn things_that_are_not_files_do_not_stop_a_read() {
     let sample = Sample::small();
-    for name in [format!("{}.blob.data", sample.info.id), format!("{}.blob.data.ready", sample.info.id)] {
+    for name in [format!("{}.blob.data", sample.info.id), format!("{}.chunk_map", sample.info.id)] {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(name)).unwrap();
         let lab = Lab::new(dir.path(), exact(), Fake::default());

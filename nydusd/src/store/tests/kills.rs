@@ -9,7 +9,7 @@ use super::*;
 
 fn files(dir: &Path, sample: &Sample) -> (std::path::PathBuf, std::path::PathBuf) {
     let data = dir.join(format!("{}.blob.data", sample.info.id));
-    let map = dir.join(format!("{}.blob.data.ready", sample.info.id));
+    let map = dir.join(format!("{}.chunk_map", sample.info.id));
     (data, map)
 }
 
