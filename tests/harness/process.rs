@@ -109,7 +109,8 @@ impl Drop for Process {
     }
 }
 
-/// Ends the processes that the programs of a test started: those whose command line names something below `dir`.
+/// Ends the processes that the programs of a test started: those whose command line names something below `dir`, and those
+/// whose root file system is made of something below it, which are the containers.
 pub fn end_all_below(dir: &Path) {
     let dir = format!("{}/", dir.display());
     let me = std::process::id().to_string();
@@ -121,7 +122,8 @@ pub fn end_all_below(dir: &Path) {
                 continue;
             };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).contains(&dir) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+            let named = String::from_utf8_lossy(&line).contains(&dir);
+            if (named || has_root_below(&entry.path(), &dir)) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
                 left += 1;
             }
         }
@@ -130,6 +132,12 @@ pub fn end_all_below(dir: &Path) {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Returns whether what a process has mounted at `/` names `dir`, as the overlay of a container does.
+fn has_root_below(process: &Path, dir: &str) -> bool {
+    let table = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    table.lines().any(|line| line.split(' ').nth(4) == Some("/") && line.contains(dir))
 }
 
 /// Returns a binary of this workspace, built beside the running one.
