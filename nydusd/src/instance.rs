@@ -4,7 +4,7 @@
 //! while its registry is down, and its metadata can be walked. The first read of data is the first request.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use nydus_backend::http::Pools;
@@ -19,6 +19,7 @@ use crate::events::EventLog;
 use crate::metrics::FsCounters;
 use crate::store::{Blob, Counters, Store, StoreError};
 
+mod attributes;
 mod bootstrap;
 mod prefetch;
 
@@ -103,6 +104,8 @@ pub struct Instance {
     mounted_at: SystemTime,
     owner: (u32, u32),
     stop: CancellationToken,
+    /// Found out when somebody asks.
+    any_xattrs: OnceLock<bool>,
 }
 
 impl Instance {
@@ -133,6 +136,7 @@ impl Instance {
             mounted_at: SystemTime::now(),
             owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
             stop: CancellationToken::new(),
+            any_xattrs: OnceLock::new(),
             spec,
         })
     }
@@ -239,6 +243,12 @@ impl Instance {
     /// Returns whether extended attributes are shown.
     pub fn xattrs(&self) -> bool {
         self.spec.config.rafs.enable_xattr || self.bootstrap.has_xattrs()
+    }
+
+    /// Returns whether any inode may have extended attributes. The first call looks through the image, for at most
+    /// some 30 ms.
+    pub fn any_xattrs(&self) -> bool {
+        *self.any_xattrs.get_or_init(|| attributes::any(&self.bootstrap))
     }
 }
 

@@ -38,6 +38,11 @@ pub fn raise_open_files(wanted: u64) {
     }
 }
 
+/// Keeps free memory in few places. To be called before there are other threads.
+pub fn hoard_less_memory() {
+    crate::sys::allocator::be_modest();
+}
+
 fn target(wanted: u64, soft: u64, machine: Option<u64>) -> u64 {
     let most = machine.map_or(MOST, |files: u64| files.saturating_sub(LEFT).min(MOST));
     wanted.min(most.max(soft))

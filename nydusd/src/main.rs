@@ -43,6 +43,7 @@ fn say(text: &str) {
 }
 
 fn start(invocation: &Invocation) -> anyhow::Result<()> {
+    limits::hoard_less_memory();
     let global = &invocation.global;
     let log =
         log::init(&global.log_level, global.log_file.as_deref(), global.log_rotation_size).with_context(|| {

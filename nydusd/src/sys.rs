@@ -3,5 +3,6 @@
 
 #![expect(unsafe_code, reason = "this module is where the unsafe code lives")]
 
+pub(crate) mod allocator;
 pub(crate) mod mount;
 pub(crate) mod reply;

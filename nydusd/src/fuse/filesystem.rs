@@ -377,6 +377,9 @@ impl FileSystem for Filesystem {
             node,
             |instance, _, ino| {
                 self.xattrs_on(instance, FsError::NoAttribute)?;
+                if self.mode == Mode::Single && !instance.any_xattrs() {
+                    return Err(FsError::NotSupported);
+                }
                 let attributes = instance.bootstrap().xattrs(ino)?;
                 let found = attributes.into_iter().find(|(key, _)| key.as_bytes() == name.to_bytes());
                 let (_, value) = found.ok_or(FsError::NoAttribute)?;
