@@ -21,6 +21,7 @@ pub mod nerdctl;
 pub mod node;
 pub mod oracle;
 pub mod process;
+pub mod rawtar;
 pub mod registry;
 pub mod scratch;
 pub mod smoke;

@@ -1,0 +1,162 @@
+//! Strange images: what containerd's overlayfs unpacks of them is what our mount shows, and what it refuses we refuse.
+//!
+//! The cases and the verdict on each are data in [`cases`]. One containerd judges all of them; a verdict that is not
+//! containerd's any more fails the test too, so the table stays true.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use futures::StreamExt;
+use nydus_backend::registry::Client;
+use nydus_tests::containerd::{Containerd, Options};
+use nydus_tests::converted::Converted;
+use nydus_tests::fuse::Mounted;
+use nydus_tests::image;
+use nydus_tests::needs::{CONTAINERD, Need, met};
+use nydus_tests::oracle::Erofs;
+use nydus_tests::process::{run, shoal};
+use nydus_tests::registry::Registry;
+use nydus_tests::scratch::Scratch;
+use nydus_tests::tree::{self, Record, Table};
+
+#[path = "strange/cases.rs"]
+mod cases;
+#[path = "strange/image.rs"]
+mod made;
+
+use cases::{Case, Verdict};
+
+/// Cases under way at once: most of a case is waiting for programs to start.
+const AT_ONCE: usize = 4;
+
+struct Court {
+    scratch: Scratch,
+    registry: Registry,
+    containerd: Containerd,
+    client: Client,
+    /// Seconds since 1970 at which the first image was unpacked.
+    begun: i64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strange_images_are_what_containerd_makes_of_them() -> Result<()> {
+    if !met(CONTAINERD) || !met(&[Need::ErofsFiles]) {
+        return Ok(());
+    }
+    let scratch = Scratch::new("strange")?;
+    let registry = Registry::start(&scratch.dir("registry")?)?;
+    let options = Options {
+        cri_snapshotter: "overlayfs",
+        snapshotter: None,
+        pause: String::new(),
+        plain_http: vec![registry.host.clone()],
+        mirror: None,
+        binary: None,
+    };
+    let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
+    let client = image::client(&registry.host)?;
+    let begun = i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs())?;
+    let court = Court { scratch, registry, containerd, client, begun };
+    let only = std::env::var("SHOAL_CASE").ok();
+    let cases = cases::all().into_iter().filter(|case| only.as_deref().is_none_or(|only| case.name.contains(only)));
+    let judged = futures::stream::iter(cases)
+        .map(|case| {
+            let court = &court;
+            async move { court.judge(&case).await.with_context(|| format!("case `{}`", case.name)).err() }
+        })
+        .buffered(AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
+    let total = judged.len();
+    let wrong: Vec<String> = judged.into_iter().flatten().map(|error| format!("{error:#}")).collect();
+    ensure!(wrong.is_empty(), "{} of {total} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+impl Court {
+    async fn judge(&self, case: &Case) -> Result<()> {
+        let repo = case.name.replace(' ', "-");
+        let dir = self.scratch.dir(&repo)?;
+        let data = self.scratch.path().join("registry/data");
+        case.image.push(&self.client, &repo, &data).await?;
+        let oracle = tokio::task::block_in_place(|| self.unpacked(case, &repo, &dir));
+        let converted = tokio::task::block_in_place(|| self.convert(case, &repo, &dir));
+        let tagged = self.client.manifest(&repo, "nydus").await.is_ok();
+        match (case.verdict, oracle, converted) {
+            (Verdict::Refused(_), Ok(_), Err(error)) => Err(error).context("containerd takes it now, we do not"),
+            (Verdict::Refused(_), Ok(_), Ok(())) => bail!("containerd takes it now, and so do we"),
+            (Verdict::Same, Err(oracle), Err(ours)) => bail!("both refuse: {oracle:#}\nOURS: {ours:#}"),
+            (Verdict::Same, Err(error), Ok(())) => Err(error).context("containerd alone refuses it"),
+            (Verdict::OursOnly(_), Ok(_), _) => bail!("containerd takes it now"),
+            (Verdict::Same | Verdict::OursOnly(_), _, Err(error)) => Err(error).context("nydusify refuses it"),
+            (Verdict::Refused(_), Err(_), Ok(())) => bail!("nydusify takes it and containerd does not"),
+            (Verdict::Refused(why), Err(_), Err(error)) => {
+                let said = format!("{error:#}");
+                ensure!(said.contains(why), "nydusify should say `{why}` and says: {said}");
+                ensure!(!tagged, "the target has its tag though the conversion failed");
+                Ok(())
+            }
+            (Verdict::Same, Ok(want), Ok(())) => self.compare(&repo, &dir, &want).await,
+            (Verdict::OursOnly(list), Err(_), Ok(())) => {
+                let (fuse, _) = self.mounted(&repo, &dir).await?;
+                let got = tree::read(&fuse.path)?;
+                let names: Vec<_> = got.keys().skip(1).map(|path| path.display().to_string()).collect();
+                ensure!(names == list, "the mount shows {names:?} and not {list:?}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets containerd unpack the image and reads what a container would see.
+    fn unpacked(&self, case: &Case, repo: &str, dir: &Path) -> Result<Table> {
+        let reference = format!("{}/{repo}:oci", self.registry.host);
+        let root = dir.join("overlay");
+        std::fs::create_dir_all(&root)?;
+        let ctr = || self.containerd.ctr();
+        run(ctr().args(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &reference]))?;
+        let mut mount = ctr();
+        mount.args(["images", "mount", "--snapshotter", "overlayfs"]);
+        // A view of one layer is the layer itself; a container has an overlay above it.
+        if case.image.len() < 2 {
+            mount.arg("--rw");
+        }
+        run(mount.arg(&reference).arg(&root))?;
+        tree::read(&root).context("reading what containerd unpacked")
+    }
+
+    fn convert(&self, case: &Case, repo: &str, dir: &Path) -> Result<()> {
+        let mut convert = Command::new(shoal("nydusify")?);
+        convert.args(["--log-level", "warn", "convert", "--source"]).arg(format!("{}/{repo}:oci", self.registry.host));
+        convert.arg("--target").arg(format!("{}/{repo}:nydus", self.registry.host));
+        run(convert.arg("--work-dir").arg(dir.join("work")).args(case.arguments)).map(drop)
+    }
+
+    async fn mounted(&self, repo: &str, dir: &Path) -> Result<(Mounted, Erofs)> {
+        let image = Converted::pull(&self.client, repo, "nydus", dir).await?;
+        tokio::task::block_in_place(|| {
+            let devices = image.devices(&dir.join("devices"))?;
+            let erofs = Erofs::mount(&image.bootstrap, &devices, &dir.join("erofs"))?;
+            Ok((Mounted::localfs(&image.bootstrap, &image.blobs, dir)?, erofs))
+        })
+    }
+
+    async fn compare(&self, repo: &str, dir: &Path, want: &Table) -> Result<()> {
+        let (fuse, erofs) = self.mounted(repo, dir).await?;
+        for (who, root) in [("nydusd", &fuse.path), ("the kernel's EROFS", &erofs.path)] {
+            let got = tree::read(root).map_err(|error| anyhow!("reading the mount of {who}: {error}"))?;
+            let lines = tree::differences(&got, want, |_, got, want| {
+                if self.unpacked_now(want) {
+                    got.mtime = want.mtime;
+                }
+            });
+            ensure!(lines.is_empty(), "{who} differs from containerd:\n  {}", lines.join("\n  "));
+        }
+        Ok(())
+    }
+
+    /// A directory that a layer changes without listing it has the time of unpacking.
+    fn unpacked_now(&self, record: &Record) -> bool {
+        record.kind == 'd' && record.mtime.0 >= self.begun
+    }
+}
