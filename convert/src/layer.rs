@@ -81,8 +81,16 @@ pub enum Refusal {
     #[error("it is a whiteout of what this layer itself brings, or has a whiteout for already")]
     WhiteoutOfOwn,
     /// An extended attribute that no Linux file system takes.
-    #[error("it has an extended attribute with a name of more than 255 bytes or a value of more than 65,535")]
+    #[error(
+        "it has an extended attribute without a name, with one of more than 255 bytes or a value of more than 65,535"
+    )]
     Xattr,
+    /// A type that containerd does not unpack.
+    #[error("it has type `{0}`, which containerd does not unpack; write the archive in pax format without it")]
+    Kind(char),
+    /// A directory whose time cannot be set at the end.
+    #[error("it is a directory that a later entry takes away again")]
+    Lost,
 }
 
 /// How much of an implied directory comes from below.
@@ -132,18 +140,52 @@ pub struct BodyId(pub usize);
 pub struct LayerBuilder {
     layer: Layer,
     rules: Rules,
+    /// The directories that were listed: their times are set at the very end, on whatever has the name then.
+    listed: Vec<Listed>,
+}
+
+/// The header of a directory.
+#[derive(Debug)]
+struct Listed {
+    path: Vec<u8>,
+    at: u64,
+    mtime: (i64, u32),
 }
 
 impl LayerBuilder {
     /// Begins with an empty root directory, mode 0755, owned by root.
     pub fn new(rules: Rules) -> Self {
         let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
-        Self { layer: Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() }, rules }
+        Self { layer: Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() }, rules, listed: Vec::new() }
     }
 
     /// Returns the layer.
-    pub fn finish(self) -> Layer {
-        self.layer
+    ///
+    /// # Errors
+    ///
+    /// If a directory that was listed is gone again: its time cannot be set then, and containerd stops there.
+    pub fn finish(mut self) -> Result<Layer, LayerError> {
+        for Listed { path, at, mtime } in std::mem::take(&mut self.listed) {
+            self.set_time(&path, mtime).map_err(|why| LayerError::Entry {
+                name: String::from_utf8_lossy(&path).into_owned(),
+                at,
+                why,
+            })?;
+        }
+        Ok(self.layer)
+    }
+
+    fn set_time(&mut self, path: &[u8], mtime: (i64, u32)) -> Result<(), Refusal> {
+        let parts = path::resolve(&self.layer.tree, path::clean(path))?;
+        match path::find(&self.layer.tree, &parts) {
+            Found::Node(id) => {
+                let stat = &mut self.layer.tree.node_mut(id).stat;
+                (stat.mtime, stat.mtime_nsec) = mtime;
+                Ok(())
+            }
+            Found::Whiteout => Ok(()),
+            Found::Nothing | Found::BehindLink | Found::NotADirectory => Err(Refusal::Lost),
+        }
     }
 
     /// Returns whether the body of `entry` is part of the image; a whiteout's is not.
@@ -180,15 +222,23 @@ impl LayerBuilder {
             return Err(Refusal::NameTooLong);
         }
         let dir = self.ensure_directory(path::resolve(&self.layer.tree, parts)?)?;
-        if base.as_bytes().starts_with(WHITEOUT) && entry.kind != EntryKind::Directory {
+        let by_name = self.rules != Rules::Alone || entry.kind != EntryKind::Directory;
+        if base.as_bytes().starts_with(WHITEOUT) && by_name {
             return self.whiteout(dir, base, &entry);
         }
         self.create(dir, base, entry, body)
     }
 
     fn create(&mut self, dir: NodeId, base: OsString, entry: Entry, body: Option<BodyId>) -> Result<(), Refusal> {
+        if self.rules != Rules::Alone && matches!(entry.flag, b'7' | b'S') {
+            return Err(Refusal::Kind(char::from(entry.flag)));
+        }
         let xattrs = self.xattrs(&entry)?;
         let stat = self.stat(&entry);
+        if self.rules != Rules::Alone && entry.kind == EntryKind::Directory {
+            let mtime = (stat.mtime, stat.mtime_nsec);
+            self.listed.push(Listed { path: entry.path.clone(), at: entry.at, mtime });
+        }
         let existing = self.children(dir).get(&base).copied();
         if entry.kind == EntryKind::Directory
             && let Some(id) = existing
@@ -220,7 +270,10 @@ impl LayerBuilder {
             EntryKind::BlockDevice => NodeKind::BlockDevice(number),
             EntryKind::Fifo => NodeKind::Fifo,
             EntryKind::HardLink => {
-                let id = self.link_target(&entry.link)?;
+                let id = match self.link_target(&entry.link)? {
+                    Some(id) => id,
+                    None => self.layer.tree.add(overlay_whiteout()),
+                };
                 let node = self.layer.tree.node_mut(id);
                 let symlink = matches!(node.kind, NodeKind::Symlink(_));
                 node.stat = Stat { permissions: if symlink { 0o777 } else { stat.permissions }, ..stat };
@@ -239,7 +292,8 @@ impl LayerBuilder {
         Ok(())
     }
 
-    fn link_target(&self, link: &[u8]) -> Result<NodeId, Refusal> {
+    /// Returns what a hard link leads to; nothing if that is a whiteout, of which the link makes another.
+    fn link_target(&self, link: &[u8]) -> Result<Option<NodeId>, Refusal> {
         let missing = || Refusal::NoTarget(String::from_utf8_lossy(link).into_owned());
         let (parent, base) = match link.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&link[..slash], &link[slash + 1..]),
@@ -254,7 +308,10 @@ impl LayerBuilder {
             Found::Node(id) if matches!(self.layer.tree.node(id).kind, NodeKind::Directory(_)) => {
                 Err(Refusal::DirectoryLink)
             }
-            Found::Node(id) => Ok(id),
+            // What stands for a whiteout in the tree is not there under that name.
+            Found::Node(_) if self.rules != Rules::Alone && base.starts_with(WHITEOUT) => Err(missing()),
+            Found::Node(id) => Ok(Some(id)),
+            Found::Whiteout if self.rules != Rules::Alone => Ok(None),
             _ => Err(missing()),
         }
     }
@@ -274,10 +331,19 @@ impl LayerBuilder {
                 self.children_mut(dir).remove(&hidden);
                 return Ok(());
             }
-            Rules::Upper
-                if !opaque && (self.children(dir).contains_key(&hidden) || self.children(dir).contains_key(&base)) =>
-            {
-                return Err(Refusal::WhiteoutOfOwn);
+            Rules::Upper if !opaque => {
+                let same_name = self.children(dir).get(&base).map(|&id| &self.layer.tree.node(id).kind);
+                match same_name {
+                    _ if self.children(dir).contains_key(&hidden) => return Err(Refusal::WhiteoutOfOwn),
+                    None => {}
+                    // A directory that only is named like one leaves no place for it.
+                    Some(NodeKind::Directory(_)) => {
+                        let id = self.layer.tree.add(overlay_whiteout());
+                        self.children_mut(dir).insert(hidden, id);
+                        return Ok(());
+                    }
+                    Some(_) => return Err(Refusal::WhiteoutOfOwn),
+                }
             }
             Rules::Upper | Rules::Alone => {}
         }
@@ -312,22 +378,33 @@ impl LayerBuilder {
             dir = match children.get(&part) {
                 Some(&id) => match self.layer.tree.node(id).kind {
                     NodeKind::Directory(_) => id,
-                    _ => return Err(PathError::NotADirectory.into()),
+                    _ => match part.as_bytes().strip_prefix(WHITEOUT) {
+                        // A whiteout is not there under its own name, so a directory may be.
+                        Some(hidden) if self.rules == Rules::Upper && part.as_bytes() != OPAQUE => {
+                            let hidden = OsStr::from_bytes(hidden).to_owned();
+                            let whiteout = self.layer.tree.add(overlay_whiteout());
+                            self.children_mut(dir).insert(hidden, whiteout);
+                            self.make_implied(dir, part)
+                        }
+                        _ => return Err(PathError::NotADirectory.into()),
+                    },
                 },
                 None if children.contains_key(&path::whiteout_of(&part)) => {
                     return Err(PathError::NotADirectory.into());
                 }
-                None => {
-                    let stat = Stat { permissions: 0o755, ..Stat::default() };
-                    let kind = NodeKind::Directory(BTreeMap::new());
-                    let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind, implied: true });
-                    self.layer.implied.insert(id, Implied::All);
-                    self.children_mut(dir).insert(part, id);
-                    id
-                }
+                None => self.make_implied(dir, part),
             };
         }
         Ok(dir)
+    }
+
+    fn make_implied(&mut self, dir: NodeId, name: OsString) -> NodeId {
+        let stat = Stat { permissions: 0o755, ..Stat::default() };
+        let kind = NodeKind::Directory(BTreeMap::new());
+        let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind, implied: true });
+        self.layer.implied.insert(id, Implied::All);
+        self.children_mut(dir).insert(name, id);
+        id
     }
 
     fn children(&self, dir: NodeId) -> &BTreeMap<OsString, NodeId> {
@@ -356,7 +433,7 @@ impl LayerBuilder {
             if low == u32::MAX && self.rules != Rules::Alone { 0 } else { low }
         };
         let permissions = if entry.kind == EntryKind::Symlink { 0o777 } else { entry.permissions };
-        Stat { permissions, uid: owner(entry.uid), gid: owner(entry.gid), mtime, mtime_nsec }
+        Stat { permissions, uid: owner(entry.uid), gid: owner(entry.gid), mtime, mtime_nsec, hidden_links: 0 }
     }
 
     /// Returns the attributes that are kept: those that a kernel would take, and `trusted.*` only for a tar on its own.
@@ -364,7 +441,8 @@ impl LayerBuilder {
         let mut kept = BTreeMap::new();
         for (name, value) in &entry.xattrs {
             let bytes = name.as_bytes();
-            if bytes.len() > 255 || value.len() > 65_535 {
+            let nameless = matches!(bytes, b"" | b"user." | b"security.");
+            if nameless || bytes.len() > 255 || value.len() > 65_535 {
                 return Err(Refusal::Xattr);
             }
             let trusted = bytes.starts_with(b"trusted.");
@@ -380,6 +458,11 @@ impl LayerBuilder {
         }
         Ok(kept)
     }
+}
+
+/// A whiteout as overlayfs has it, under the hidden name itself.
+fn overlay_whiteout() -> Node {
+    Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind: NodeKind::CharDevice(0), implied: false }
 }
 
 /// Returns the number of a device as `stat(2)` encodes it, low 32 bits.

@@ -6,6 +6,9 @@
 //! nothing (the kernel merges the roots of all layers), and the root itself is 0755 and owned by root (its
 //! entry in a layer is not unpacked).
 //!
+//! A file that had several names in its layer keeps their count when an upper layer hides some of them: an overlay mount
+//! shows the count of the file below.
+//!
 //! Implied directories take the attributes of the same directory in the nearest layer below that has one, except
 //! `trusted.*`; where that layer has a link there, of what the link leads to in that layer.
 
@@ -58,16 +61,44 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
     }
     let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
     let mut merged = Merged { tree, bodies: HashMap::new() };
+    let mut links = HashMap::new();
     for (index, mut layer) in layers.into_iter().enumerate() {
         let Stat { mtime, mtime_nsec, .. } = layer.tree.node(Tree::ROOT).stat;
         if (mtime, mtime_nsec) != (0, 0) {
             let stat = &mut merged.tree.node_mut(Tree::ROOT).stat;
             (stat.mtime, stat.mtime_nsec) = (mtime, mtime_nsec);
         }
-        let mut moved = HashMap::new();
-        Laying { merged: &mut merged, layer: &mut layer, index, moved: &mut moved }.lay(Tree::ROOT, Tree::ROOT, true);
+        let names = count_names(&layer.tree);
+        let mut laying = Laying {
+            merged: &mut merged,
+            layer: &mut layer,
+            index,
+            names: &names,
+            moved: HashMap::new(),
+            links: &mut links,
+        };
+        laying.lay(Tree::ROOT, Tree::ROOT, true);
+    }
+    let names = count_names(&merged.tree);
+    for (id, links) in links {
+        merged.tree.node_mut(id).stat.hidden_links = links.saturating_sub(names[id.0]);
     }
     Ok(merged)
+}
+
+/// Returns how many names each node has, by its number.
+fn count_names(tree: &Tree) -> Vec<u32> {
+    let mut names = vec![0; tree.len()];
+    let mut open = vec![Tree::ROOT];
+    while let Some(dir) = open.pop() {
+        for &child in tree.children(dir).into_iter().flat_map(BTreeMap::values) {
+            names[child.0] += 1;
+            if let NodeKind::Directory(_) = tree.node(child).kind {
+                open.push(child);
+            }
+        }
+    }
+    names
 }
 
 /// Gives the implied directories of `layer` what they take from the layers below, lowest first.
@@ -144,8 +175,12 @@ struct Laying<'m> {
     merged: &'m mut Merged,
     layer: &'m mut Layer,
     index: usize,
+    /// How many names each node of the layer has in it.
+    names: &'m [u32],
     /// Where the nodes of the layer went, so that hard links stay together.
-    moved: &'m mut HashMap<NodeId, NodeId>,
+    moved: HashMap<NodeId, NodeId>,
+    /// The same count for the nodes of the merged tree, where it is more than one.
+    links: &'m mut HashMap<NodeId, u32>,
 }
 
 impl Laying<'_> {
@@ -211,6 +246,9 @@ impl Laying<'_> {
         let new = self.merged.tree.add(Node { stat: from.stat.clone(), xattrs, kind, implied: false });
         if let Some(&body) = self.layer.bodies.get(&id) {
             self.merged.bodies.insert(new, (self.index, body));
+        }
+        if self.names[id.0] > 1 {
+            self.links.insert(new, self.names[id.0]);
         }
         self.moved.insert(id, new);
         new

@@ -9,7 +9,8 @@
 //! carry no data whatever their size field says, a V7 entry whose name ends in `/` is a directory, global pax
 //! headers change nothing, and the end may be two zero blocks, one, or none. pax records are cut by
 //! their own length, because a value may hold newlines (a file capability often does).
-//! Contiguous files and old GNU sparse files, which containerd refuses, are taken as the files they are.
+//! Contiguous files and old GNU sparse files are read as the files they are; [`crate::layer`] refuses them where
+//! containerd does.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -114,6 +115,8 @@ pub struct Entry {
     pub size: u64,
     /// Extended attributes, full names.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
+    /// The type as the header tells it; several mean the same kind.
+    pub flag: u8,
     /// Position of its header in the uncompressed archive.
     pub at: u64,
 }
@@ -301,6 +304,7 @@ impl<R: Read> Archive<R> {
             device,
             size,
             xattrs: records.xattrs.into_iter().map(|(name, value)| (OsString::from_vec(name), value)).collect(),
+            flag: block.type_flag(),
             at,
         })
     }

@@ -255,8 +255,9 @@ impl<B: AsRef<[u8]>> Comparison<'_, B> {
                     return Err(differs(path, "size", attr.size, size));
                 }
                 let names = self.names.get(&id).copied().unwrap_or(1);
-                if attr.nlink != names {
-                    return Err(differs(path, "link count", attr.nlink, names));
+                let links = names + node.stat.hidden_links;
+                if attr.nlink != links {
+                    return Err(differs(path, "link count", attr.nlink, links));
                 }
                 if names > 1 {
                     match self.seen.insert(id, ino) {

@@ -31,6 +31,9 @@ pub struct Stat {
     pub mtime: i64,
     /// Nanoseconds of the modification time (0 to 999,999,999).
     pub mtime_nsec: u32,
+    /// Names that are counted though the tree has them no more: what an upper layer takes away of a hard-linked file
+    /// stays in the count that an overlay mount shows. Written, and not read back; 0 for directories.
+    pub hidden_links: u32,
 }
 
 /// A piece of a regular file's content.

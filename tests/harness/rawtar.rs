@@ -143,8 +143,8 @@ impl Entry {
     }
 }
 
-/// One pax record: its length in decimal, counting itself, then `key=value` and a newline.
-fn record(key: &str, value: &[u8]) -> Vec<u8> {
+/// A pax record: its length in decimal, counting itself, then `key=value` and a newline.
+pub fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + 1;
     while len != rest + len.to_string().len() {

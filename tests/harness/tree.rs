@@ -47,11 +47,23 @@ pub type Table = BTreeMap<PathBuf, Record>;
 
 /// Reads the tree at `root`, all contents included.
 pub fn read(root: &Path) -> io::Result<Table> {
+    walk(root, false)
+}
+
+/// Reads an overlay mount. It lists whiteouts in directories that only one layer has, though they are not there.
+pub fn read_overlay(root: &Path) -> io::Result<Table> {
+    walk(root, true)
+}
+
+fn walk(root: &Path, listed_may_lack: bool) -> io::Result<Table> {
     let mut table = Table::new();
     let mut open = vec![PathBuf::new()];
     while let Some(relative) = open.pop() {
         let path = root.join(&relative);
-        let record = record(&path)?;
+        let record = match record(&path) {
+            Err(error) if listed_may_lack && error.kind() == io::ErrorKind::NotFound => continue,
+            record => record?,
+        };
         if record.kind == 'd' {
             for entry in fs::read_dir(&path)? {
                 open.push(relative.join(entry?.file_name()));

@@ -63,6 +63,16 @@ impl Layer {
         Self::stored("layer.v1.tar+zstd", zstd::encode_all(tar, 3).expect("memory can be read"), tar)
     }
 
+    /// A zstd layer of several frames.
+    pub(crate) fn zstd_frames(tar: &[u8], cuts: &[usize]) -> Self {
+        let (mut stored, mut from) = (Vec::new(), 0);
+        for to in cuts.iter().copied().chain([tar.len()]) {
+            stored.extend(zstd::encode_all(&tar[from..to], 3).expect("memory can be read"));
+            from = to;
+        }
+        Self::stored("layer.v1.tar+zstd", stored, tar)
+    }
+
     /// A layer that is not compressed.
     pub(crate) fn plain(tar: &[u8]) -> Self {
         Self::stored("layer.v1.tar", tar.to_vec(), tar)

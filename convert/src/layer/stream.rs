@@ -66,7 +66,7 @@ pub fn pack_tar<R: Read, W: Write>(
     }
     archive.drain()?;
     let (bodies, blob) = packer.finish()?;
-    let mut layer = builder.finish();
+    let mut layer = builder.finish()?;
     attach(&mut layer, &bodies);
     Ok((layer, bodies, blob))
 }

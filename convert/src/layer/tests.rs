@@ -14,7 +14,7 @@ pub(crate) fn layer(rules: Rules, items: impl IntoIterator<Item = Item>) -> Resu
         bodies += usize::from(body.is_some());
         builder.add(entry, body)?;
     }
-    Ok(builder.finish())
+    builder.finish()
 }
 
 /// Lists a tree: type, mode and path, `i` for implied directories.

@@ -189,9 +189,6 @@ impl Image<'_> {
                 self.request.source
             );
         }
-        if manifest.layers.is_empty() {
-            bail!("the image has no layers");
-        }
         let begun = Instant::now();
         let client = &self.request.source_client;
         let repository = self.request.source.repository();
@@ -453,7 +450,8 @@ fn blob_descriptor(made: &Made) -> Descriptor {
 /// Returns the digests of the uncompressed layers, which must be as many as the layers.
 fn diff_ids(config: &serde_json::Value, layers: usize) -> anyhow::Result<Vec<String>> {
     let listed = config.pointer("/rootfs/diff_ids").and_then(serde_json::Value::as_array);
-    let listed = listed.context("the image's configuration has no list rootfs.diff_ids")?;
+    // An image without layers needs no list of them.
+    let listed = listed.map_or(&[][..], Vec::as_slice);
     let ids: Option<Vec<String>> = listed.iter().map(|id| id.as_str().map(str::to_owned)).collect();
     let ids = ids.context("rootfs.diff_ids of the image's configuration holds something other than text")?;
     if ids.len() != layers {
@@ -473,9 +471,9 @@ fn extend_config(config: &mut serde_json::Value, mut diff_ids: Vec<String>, boot
         serde_json::Value::Array(history) => history.push(entry),
         other => *other = serde_json::json!([entry]),
     }
-    if let Some(rootfs) = object.get_mut("rootfs").and_then(serde_json::Value::as_object_mut) {
-        rootfs.insert("diff_ids".into(), diff_ids.into());
-    }
+    let rootfs = object.entry("rootfs").or_insert_with(|| serde_json::json!({ "type": "layers" }));
+    let rootfs = rootfs.as_object_mut().context("rootfs of the image's configuration is not an object")?;
+    rootfs.insert("diff_ids".into(), diff_ids.into());
     Ok(())
 }
 

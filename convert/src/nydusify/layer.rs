@@ -68,11 +68,12 @@ pub(super) async fn make(
     rules: Rules,
     bar: LayerBar,
 ) -> anyhow::Result<Made> {
+    let stated = stated(&source.media_type)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let fetching = tokio::spawn(fetch(client.clone(), repository.to_owned(), source.clone(), sender, bar.clone()));
     let workshop = workshop.clone();
     let input = Pieces { receiver, piece: Bytes::new() };
-    let making = tokio::task::spawn_blocking(move || convert(&workshop, input, rules));
+    let making = tokio::task::spawn_blocking(move || convert(&workshop, input, stated, rules));
     let (fetched, made) = tokio::join!(fetching, making);
     // A layer that is not what its digest says explains whatever else went wrong.
     fetched.context("the download stopped")??;
@@ -139,13 +140,34 @@ async fn fetch(
     Ok(())
 }
 
-fn convert(workshop: &Workshop, input: Pieces, rules: Rules) -> anyhow::Result<(Made, Digest)> {
+/// Returns how a layer is packed if its media type settles that, as containerd reads media types.
+fn stated(media_type: &str) -> anyhow::Result<Option<Packing>> {
+    let plain = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
+    if plain.contains(&media_type) {
+        return Ok(Some(Packing::Plain));
+    }
+    let docker = media_type.starts_with("application/vnd.docker.image.rootfs.");
+    if !docker && !plain.iter().any(|plain| media_type.strip_prefix(plain).is_some_and(|rest| rest.starts_with('+'))) {
+        bail!("it has the media type `{media_type}`, which is not that of a layer with files");
+    }
+    Ok(None)
+}
+
+fn convert(
+    workshop: &Workshop,
+    input: Pieces,
+    stated: Option<Packing>,
+    rules: Rules,
+) -> anyhow::Result<(Made, Digest)> {
     let file = tempfile::tempfile_in(&workshop.work_dir)
         .with_context(|| format!("making a file in the work directory {}", workshop.work_dir.display()))?;
     let recipe = workshop.recipe;
     let packer = Packer::new(&workshop.pool, recipe, Form::InlineToc, BufWriter::with_capacity(256 << 10, file));
     let mut input = BufReader::with_capacity(256 << 10, input);
-    let packing = Packing::of(input.fill_buf().context("reading the layer")?);
+    let packing = match stated {
+        Some(packing) => packing,
+        None => Packing::of(input.fill_buf().context("reading the layer")?),
+    };
     let mut tar = Hashing::new(packing.open(input).context("opening the layer")?);
     let (mut layer, bodies, blob) = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer)?;
     let (_, plain) = tar.finish();

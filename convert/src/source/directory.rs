@@ -217,6 +217,7 @@ fn stat_of(metadata: &fs::Metadata) -> Stat {
         gid: metadata.gid(),
         mtime: metadata.mtime(),
         mtime_nsec: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+        hidden_links: 0,
     }
 }
 

@@ -111,7 +111,9 @@ impl Records {
     }
 }
 
+/// Parses a whole number as Go does, which lets a plus sign pass.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+    let text = text.strip_prefix(b"+").unwrap_or(text);
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -120,6 +122,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
 
 fn signed(text: &[u8]) -> Option<i64> {
     match text.strip_prefix(b"-") {
+        Some([b'+', ..]) => None,
         Some(digits) => 0_i64.checked_sub_unsigned(decimal(digits)?),
         None => i64::try_from(decimal(text)?).ok(),
     }

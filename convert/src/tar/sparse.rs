@@ -70,7 +70,7 @@ impl Expander {
     /// A file with holes, of whose data the archive has `stored` bytes.
     pub(super) fn sparse(map: Map, stored: u64) -> Result<Self, String> {
         let held: u64 = map.pieces.iter().map(|&(_, len)| len).sum();
-        if held > stored {
+        if held != stored {
             return Err(format!("its sparse map tells of {held} bytes and the entry has {stored}"));
         }
         let mut pieces = map.pieces.into_iter();

@@ -98,6 +98,7 @@ fn read_node<B: AsRef<[u8]>>(bootstrap: &Bootstrap<B>, ino: Ino, budget: &mut Bu
         gid: attr.gid.unwrap_or(0),
         mtime: attr.mtime,
         mtime_nsec: attr.mtime_nsec,
+        hidden_links: 0,
     };
     Ok(Node { stat, xattrs: bootstrap.xattrs(ino)?.into_iter().collect(), kind, implied: false })
 }

@@ -230,7 +230,7 @@ impl Writer<'_> {
             NodeKind::Directory(children) => {
                 2 + children.values().filter(|child| self.tree.children(**child).is_some()).count() as u32
             }
-            _ => self.places.links[id.0],
+            _ => self.places.links[id.0].saturating_add(node.stat.hidden_links),
         };
         let blocks = (self.layout.meta + place.blocks_at) >> self.bits;
         let (size, union) = match &node.kind {

@@ -164,6 +164,7 @@ fn look(base: &Path, path: PathBuf, seen: &mut BTreeMap<PathBuf, (Stat, Seen)>) 
         gid: meta.gid(),
         mtime: meta.mtime(),
         mtime_nsec: meta.mtime_nsec() as u32,
+        hidden_links: 0,
     };
     let kind = meta.file_type();
     // The device number as the image keeps it: 12 bits of major, 20 of minor.

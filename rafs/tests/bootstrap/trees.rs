@@ -76,8 +76,9 @@ fn names() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn stats() -> impl Strategy<Value = Stat> {
-    (0u16..0o10000, any::<u32>(), any::<u32>(), any::<i64>(), 0u32..1_000_000_000)
-        .prop_map(|(permissions, uid, gid, mtime, mtime_nsec)| Stat { permissions, uid, gid, mtime, mtime_nsec })
+    (0u16..0o10000, any::<u32>(), any::<u32>(), any::<i64>(), 0u32..1_000_000_000).prop_map(
+        |(permissions, uid, gid, mtime, mtime_nsec)| Stat { permissions, uid, gid, mtime, mtime_nsec, hidden_links: 0 },
+    )
 }
 
 fn xattrs() -> impl Strategy<Value = BTreeMap<OsString, Vec<u8>>> {
