@@ -41,7 +41,6 @@ struct Court {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the whole table takes minutes on a busy machine; run it by name with --ignored"]
 async fn strange_images_are_what_containerd_makes_of_them() -> Result<()> {
     if !met(CONTAINERD) || !met(&[Need::ErofsFiles]) {
         return Ok(());
@@ -55,6 +54,7 @@ async fn strange_images_are_what_containerd_makes_of_them() -> Result<()> {
         plain_http: vec![registry.host.clone()],
         mirror: None,
         binary: None,
+        private: Vec::new(),
     };
     let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
     let client = image::client(&registry.host)?;

@@ -1,4 +1,4 @@
-//! The strange images, and what containerd 1.6 and 2.x make of each.
+//! The strange images, and what containerd 1.6 makes of each.
 
 use nydus_tests::rawtar::{Entry, dir, file, gone, hardlink, record, symlink, tar, unended};
 
@@ -338,7 +338,7 @@ fn replacements() -> Vec<Case> {
             Same,
             &[&[dir("x"), file("x/a", "1"), symlink("x", "y"), file("x/b", "3")]],
         ),
-        case("a listed directory lost", Refused("takes away again"), &[&[dir("a"), dir("a/b"), file("a", "1")]]),
+        case("a listed directory lost", Refused("leads through"), &[&[dir("a"), dir("a/b"), file("a", "1")]]),
         case(
             "a listed directory that is a file later",
             Same,
@@ -572,7 +572,7 @@ fn attributes() -> Vec<Case> {
         case("attribute without a name", Refused("attribute without a name"), &[&[file("f", "1").pax("SCHILY.xattr.user.", "1")]]),
         case("attribute with no name at all", Refused("attribute without a name"), &[&[file("f", "1").pax("SCHILY.xattr.", "1")]]),
         case("security attribute without a name", Refused("attribute without a name"), &[&[file("f", "1").pax("SCHILY.xattr.security.", "1")]]),
-        case("attribute name too long", Refused("more than 255 bytes"), &[&[file("f", "1").pax(&format!("SCHILY.xattr.user.{}", "n".repeat(250)), "1")]]),
+        case("the longest attribute name", Same, &[&[file("f", "1").pax(&format!("SCHILY.xattr.user.{}", "n".repeat(250)), "1")]]),
         case("many attributes", Same, &[&[(0..40).fold(file("f", "1"), |entry, i| entry.pax(&format!("SCHILY.xattr.user.n{i:02}"), vec![b'v'; i]))]]),
         case("acls", Same, &[&[
             dir("d").pax("SCHILY.xattr.system.posix_acl_default", b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"),
@@ -828,7 +828,7 @@ fn streams() -> Vec<Case> {
         of("uncompressed", Same, one(Layer::plain(&plain("uncompressed")))),
         of(
             "gzip said to be uncompressed",
-            Refused("not a tar header"),
+            Refused("inside a header"),
             one({
                 let tar = plain("said plain");
                 Layer::stored("layer.v1.tar", gzip_of(&tar), &tar)
