@@ -375,20 +375,24 @@ fn replacements() -> Vec<Case> {
         case(
             "implied over a special directory",
             Same,
-            &[&[special.clone()], &[file("s/t/f", "1")], &[file("s/t/g", "2")]],
+            &[std::slice::from_ref(&special), &[file("s/t/f", "1")], &[file("s/t/g", "2")]],
         ),
         case(
             "implied over a special directory two below",
             Same,
-            &[&[special.clone()], &[file("other", "0")], &[file("s/f", "1")]],
+            &[std::slice::from_ref(&special), &[file("other", "0")], &[file("s/f", "1")]],
         ),
         case(
             "implied over a link",
             Same,
             &[&[special.clone(), symlink("l", "s"), symlink("far", "none")], &[file("l/f", "1"), file("far/f", "2")]],
         ),
-        case("implied over a whiteout", Same, &[&[special.clone()], &[gone(".wh.s")], &[file("s/f", "1")]]),
-        case("implied then listed", Same, &[&[special.clone()], &[file("s/f", "1"), dir("s").mode(0o500).owner(9, 9)]]),
+        case("implied over a whiteout", Same, &[std::slice::from_ref(&special), &[gone(".wh.s")], &[file("s/f", "1")]]),
+        case(
+            "implied then listed",
+            Same,
+            &[std::slice::from_ref(&special), &[file("s/f", "1"), dir("s").mode(0o500).owner(9, 9)]],
+        ),
         case("implied root", Same, &[&[file("f", "1")], &[file("g", "2")]]),
         of("127 layers", Same, Image::new(many)),
         of("a layer twice", Same, {
@@ -899,7 +903,9 @@ fn manifests() -> Vec<Case> {
             Refused("rootfs.diff_ids"),
             one(layer("fewer layers")).config(|config| {
                 let first = config["rootfs"]["diff_ids"][0].clone();
-                config["rootfs"]["diff_ids"].as_array_mut().map(|list| list.push(first));
+                if let Some(list) = config["rootfs"]["diff_ids"].as_array_mut() {
+                    list.push(first);
+                }
             }),
         ),
         of(
