@@ -1,6 +1,7 @@
 //! The sources of one repository: its mirrors or its proxy, and the registry itself.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -87,6 +88,8 @@ pub(super) struct Source {
     pause: Duration,
     health: Mutex<Health>,
     probing: Mutex<bool>,
+    /// Whether it was said that this mirror refuses the repository: once is enough.
+    told_refusal: AtomicBool,
     common: Arc<Common>,
 }
 
@@ -181,6 +184,7 @@ impl Sources {
                 pause: ORIGIN_PAUSE,
                 health: Mutex::new(Health::new(ORIGIN_LIMIT, ORIGIN_INTERVAL)),
                 probing: Mutex::new(false),
+                told_refusal: AtomicBool::new(false),
                 common: Arc::clone(&common),
             }));
         }
@@ -305,6 +309,7 @@ fn open_mirror(
         pause: Duration::from_secs(mirror.health_check_pause_elapsed),
         health: Mutex::new(Health::new(mirror.failure_limit, Duration::from_secs(mirror.health_check_interval))),
         probing: Mutex::new(false),
+        told_refusal: AtomicBool::new(false),
         common: Arc::clone(common),
     })
 }
@@ -333,6 +338,7 @@ fn open_proxy(
         pause: Duration::from_secs(*check_pause_elapsed),
         health: Mutex::new(Health::new(5, Duration::from_secs(*check_interval))),
         probing: Mutex::new(false),
+        told_refusal: AtomicBool::new(false),
         common: Arc::clone(common),
     })
 }
@@ -409,6 +415,7 @@ impl Source {
             return Judgement::Ask;
         }
         if !self.last {
+            self.tell_refusal(error);
             return Judgement::Ask;
         }
         match (error, status.map(|status| status.as_u16())) {
@@ -420,6 +427,17 @@ impl Source {
             (RegistryError::Form { .. } | RegistryError::Short { .. }, _) => Judgement::Odd,
             (error, _) if error.is_transient() => Judgement::Ask,
             _ => Judgement::Stop(Failure::Unavailable),
+        }
+    }
+
+    /// Says, once, that a mirror does not want to serve this repository: reads go past it, and nobody would notice.
+    fn tell_refusal(&self, error: &RegistryError) {
+        let refused = matches!(error.status().map(|status| status.as_u16()), Some(400..=403 | 405..=407));
+        if refused && !self.told_refusal.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                source = %self.name, %error,
+                "a mirror refuses this repository and reads go past it; let the mirror serve its registry"
+            );
         }
     }
 
