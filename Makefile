@@ -1,13 +1,12 @@
 # The developer's door. `make demo` and `make test` need only Rust and root on Debian 12: they install the rest.
 
-.PHONY: help setup build demo test check bench clean
+.PHONY: help setup build demo test check clean
 
 help:
 	@echo 'make demo    convert a real image, run it lazily on two nodes, print what was fetched from where'
 	@echo 'make test    all tests (installs what they need)'
 	@echo 'make check   the quick look before a push: format, lints, documents'
 	@echo 'make build   release binaries in target/release'
-	@echo 'make bench   inner loops, printed as ratios'
 
 setup:
 	@tests/setup.sh
@@ -33,9 +32,6 @@ check:
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo 'cargo-deny is not installed: skipped'; fi
 	@if command -v typos >/dev/null; then typos; else echo 'typos is not installed: skipped'; fi
 	@if command -v cargo-machete >/dev/null; then cargo machete; else echo 'cargo-machete is not installed: skipped'; fi
-
-bench:
-	cargo bench --workspace
 
 clean:
 	cargo clean
