@@ -1,6 +1,6 @@
 //! Serves a daemon's API on its unix socket.
 //!
-//! Paths, verbs, statuses and texts are those of the program we replace; [`Call::read`] has them all in one place.
+//! Paths, verbs, statuses and texts are those of the program we replace; `Call::read` has them all in one place.
 //! Unlike there, a slow call does not hold up the others: what blocks runs on a thread of its own.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The tree that the kernel sees: pseudo directories, and images mounted on them.
 //!
-//! The tree is an immutable [`Table`] behind a lock that is held for the time of one pointer's copy; a mount or
+//! The tree is an immutable `Table` behind a lock that is held for the time of one pointer's copy; a mount or
 //! an unmount makes the next table. So a request sees one consistent tree from its beginning to its end, and an
 //! image that is unmounted meanwhile lives until its last request is answered.
 
