@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use nydus_rafs::blob::format::features;
-use nydus_rafs::v6::{self, WriteError};
+use nydus_rafs::write::{self, WriteError};
 use nydus_rafs::{BlobId, BlobInfo, Chunk, ChunkTable, NodeId, NodeKind, Tree};
 
 use crate::pack::Recipe;
@@ -41,16 +41,16 @@ pub fn write(
 ) -> Result<Vec<u8>, WriteError> {
     let infos: Vec<BlobInfo> = blobs.iter().map(|blob| blob.info.clone()).collect();
     let tables: Vec<ChunkTable> = blobs.iter().map(|blob| ChunkTable::new(blob.chunks.to_vec())).collect();
-    let options = v6::Options {
+    let options = write::Options {
         chunk_size: recipe.chunk_size,
         compressor: recipe.compressor,
         algorithm: recipe.algorithm,
         explicit_ids: !style.repeatable,
         claim_xattrs: style.merged,
         prefetch: tree.prefetch(prefetch.iter().map(PathBuf::as_path)),
-        ..v6::Options::default()
+        ..write::Options::default()
     };
-    v6::write(tree, &infos, &tables, &options)
+    write::write(tree, &infos, &tables, &options)
 }
 
 /// Gives a blob that was made with its bootstrap inside the name that it has now.

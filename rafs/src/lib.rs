@@ -18,9 +18,10 @@ pub mod flags;
 mod record;
 pub mod tree;
 mod v5;
-pub mod v6;
+mod v6;
 pub mod verified;
 mod view;
+pub mod write;
 mod zran;
 
 pub use bootstrap::{Attr, BlobInfo, Bootstrap, Entry, Extent, FormatError, Ino, Kind};
@@ -30,3 +31,4 @@ pub use digest::{Algorithm, BlobId, Digest};
 pub use flags::Flags;
 pub use tree::{Node, NodeId, NodeKind, Stat, Tree};
 pub use verified::{ChunkError, Verified};
+pub use write::Version;

@@ -12,6 +12,7 @@ use std::path::{Component, Path};
 use crate::bootstrap::Kind;
 use crate::chunk::ChunkIndex;
 
+pub(crate) use read::ENTRY_WEIGHT;
 pub use read::Reading;
 
 /// A node of a [`Tree`].

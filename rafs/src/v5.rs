@@ -1,4 +1,5 @@
-//! RAFS v5: the older form, which only a daemon can serve. It is read, never written.
+//! RAFS v5: the older form, which only a daemon can serve.
 
 pub(crate) mod format;
 pub(crate) mod read;
+pub(crate) mod write;

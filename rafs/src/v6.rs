@@ -3,6 +3,4 @@
 pub(crate) mod format;
 mod place;
 pub(crate) mod read;
-mod write;
-
-pub use write::{Options, WriteError, write};
+pub(crate) mod write;

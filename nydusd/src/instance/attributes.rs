@@ -45,7 +45,7 @@ fn search(bootstrap: &Bootstrap<Vec<u8>>) -> Result<bool, FormatError> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use nydus_rafs::{Node, NodeKind, Stat, Tree, v6};
+    use nydus_rafs::{Node, NodeKind, Stat, Tree, write};
 
     use super::*;
 
@@ -58,8 +58,8 @@ mod tests {
         let file = tree.add(file);
         let directory = tree.add(node(NodeKind::Directory([("file".into(), file)].into())));
         tree.node_mut(Tree::ROOT).kind = NodeKind::Directory([("directory".into(), directory)].into());
-        let options = v6::Options { claim_xattrs: true, ..v6::Options::default() };
-        Bootstrap::open(v6::write(&tree, &[], &[], &options).unwrap()).unwrap()
+        let options = write::Options { claim_xattrs: true, ..write::Options::default() };
+        Bootstrap::open(write::write(&tree, &[], &[], &options).unwrap()).unwrap()
     }
 
     #[test]

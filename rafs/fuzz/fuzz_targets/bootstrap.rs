@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nydus_rafs::tree::Reading;
-use nydus_rafs::v6::{Options, write};
+use nydus_rafs::write::{Options, write};
 use nydus_rafs::{Bootstrap, ChunkTable, Flags};
 
 fuzz_target!(|bytes: &[u8]| {

@@ -6,6 +6,9 @@ use super::{ChunkRef, Node, NodeId, NodeKind, Stat, Tree};
 use crate::bootstrap::{Bootstrap, FormatError, Ino, Kind};
 use crate::view::invalid;
 
+/// The bytes that an entry of a directory takes besides its name.
+pub(crate) const ENTRY_WEIGHT: u64 = 12;
+
 /// A tree and where its nodes were found.
 #[derive(Debug)]
 pub struct Reading {
@@ -40,7 +43,7 @@ impl Reading {
                 if entry.name == "." || entry.name == ".." {
                     continue;
                 }
-                budget.spend(12)?;
+                budget.spend(ENTRY_WEIGHT)?;
                 let child = match nodes.get(&entry.ino) {
                     Some(&known) if tree.children(known).is_some() => {
                         return Err(invalid("directory", dir.0, format!("{:?} has a second name", entry.ino)));

@@ -48,6 +48,8 @@ pub(crate) struct ExtendedBlob {
     pub(crate) reserved: [u8; 40],
 }
 
+/// Bit of [`Inode::flags`]: a symbolic link.
+pub(crate) const IS_SYMLINK: u64 = 1;
 /// Bit of [`Inode::flags`]: extended attributes follow.
 pub(crate) const HAS_XATTR: u64 = 4;
 /// Bit of [`Inode::flags`]: some chunks are left out.

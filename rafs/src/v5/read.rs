@@ -16,6 +16,7 @@ use crate::bootstrap::{Attr, BlobInfo, Entry, Extent, FormatError, Ino, Kind};
 use crate::chunk::{Chunk, ChunkIndex, ChunkTable};
 use crate::flags::Flags;
 use crate::record::{ChunkRecord, MAX_CHUNK_SIZE};
+use crate::tree::ENTRY_WEIGHT;
 use crate::view::{View, invalid};
 
 /// What the superblock says.
@@ -264,11 +265,12 @@ impl<'a> Image<'a> {
         Ok(pairs)
     }
 
-    /// Returns the number of bytes that an inode takes with all that follows it: what copying it may cost.
+    /// Returns the number of bytes that an inode takes with all that follows it, less those by which its directory
+    /// counts the name: what copying it may cost.
     pub(crate) fn weight(self, ino: Ino) -> Result<u64, FormatError> {
         let found = self.inode(ino.0)?;
         let chunks = if found.kind == Kind::Regular { u64::from(found.inode.child_count.get()) } else { 0 };
-        Ok(found.chunks_at - found.at + 80 * chunks)
+        Ok(found.chunks_at - found.at + 80 * chunks - ENTRY_WEIGHT)
     }
 
     fn records(self, found: &Found<'a>) -> Result<&'a [ChunkRecord], FormatError> {

@@ -169,15 +169,6 @@ on_disk!(
     XattrEntry { name_len: u8, prefix: u8, value_len: U16 }
 );
 
-/// The prefixes of attribute names; the first that matches is the one that is stored.
-pub(crate) const XATTR_PREFIXES: [(u8, &[u8]); 5] = [
-    (1, b"user."),
-    (2, b"system.posix_acl_access"),
-    (3, b"system.posix_acl_default"),
-    (4, b"trusted."),
-    (6, b"security."),
-];
-
 on_disk!(
     /// One name of a directory block. The names follow the last of them.
     Dirent { nid: U64, name_at: U16, kind: u8, reserved: u8 }

@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
 use super::format::{CHUNK_BASED, FLAT_INLINE, FLAT_PLAIN, PAGE, SLOT};
-use super::write::{WriteError, inode_size};
+use super::write::inode_size;
 use crate::tree::{Node, NodeId, NodeKind, Tree};
+use crate::write::{WriteError, check_name};
 
 /// Where a node lies, were the inode area to begin at byte 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,12 +104,6 @@ fn place(space: &mut Space, node: &Node, chunk_size: u32) -> Result<(u64, u64, u
             (at, at, FLAT_PLAIN)
         }
     })
-}
-
-fn check_name(name: &OsStr) -> Result<(), WriteError> {
-    let bytes = name.as_bytes();
-    let fits = !bytes.is_empty() && bytes.len() <= 255 && !bytes.contains(&b'/') && !bytes.contains(&0);
-    if fits && bytes != b"." && bytes != b".." { Ok(()) } else { Err(WriteError::Name(name.to_owned())) }
 }
 
 /// Returns the names of a directory with `.` and `..` where they belong.

@@ -17,6 +17,7 @@ use crate::digest::{Algorithm, Digest};
 use crate::flags::Flags;
 use crate::record::{ChunkRecord, MAX_CHUNK_SIZE};
 use crate::view::{View, invalid};
+use crate::write::XATTR_PREFIXES;
 
 /// Symbolic links are at most this long, as with `PATH_MAX`.
 const MAX_SYMLINK: u64 = 4096;

@@ -1,8 +1,7 @@
 //! Writes v6 bootstraps, byte for byte as the established builder does.
 //!
 //! Two passes: [`Places`] decides where every inode lies, then the bytes are put there. Directories name inodes
-//! by place, so that nothing can be written before all is placed. The same tree always gives the same bytes:
-//! extended attributes, which the established builder writes in the order of a hash map, are sorted.
+//! by place, so that nothing can be written before all is placed.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -14,114 +13,29 @@ use super::format::*;
 use super::place::{Place, Places, with_dots};
 use crate::blob::format::features;
 use crate::bootstrap::{BlobInfo, Kind};
-use crate::chunk::{Chunk, ChunkTable, Compressor};
-use crate::digest::{Algorithm, BlobId};
+use crate::chunk::Compressor;
 use crate::flags::Flags;
 use crate::record::ChunkRecord;
 use crate::tree::{ChunkRef, Node, NodeId, NodeKind, Tree};
+use crate::write::{Chunks, Options, WriteError, check_target, xattr_name};
 
 /// EROFS devices are numbered from 1 in one byte, and the last number is left alone.
 const MAX_BLOBS: usize = 254;
 /// Blobs are mapped into the linear device at multiples of this.
 const MAPPING: u64 = 512 << 10;
 
-/// Why a tree cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The root is not a directory.
-    #[error("the root is not a directory")]
-    Root,
-    /// A directory has two names.
-    #[error("a directory has two names (node {})", .0.0)]
-    DirectoryTwice(NodeId),
-    /// A name that cannot be one.
-    #[error("{0:?} cannot be a file's name")]
-    Name(OsString),
-    /// The target of a symbolic link has no bytes or more than 4,096.
-    #[error("a symbolic link cannot have {0} bytes")]
-    Symlink(usize),
-    /// An extended attribute that the format cannot hold.
-    #[error(
-        "the extended attribute {0:?} has a prefix that is none of user, system.posix_acl_*, trusted and security, or is too long"
-    )]
-    Xattr(OsString),
-    /// A file's chunks are not those that its size wants.
-    #[error("a file of {size} bytes has {chunks} chunks")]
-    Chunks {
-        /// The file's size.
-        size: u64,
-        /// How many chunks it has.
-        chunks: usize,
-    },
-    /// A file refers to a chunk that no table has.
-    #[error("blob {} has no chunk {}", .0.blob, .0.chunk.0)]
-    UnknownChunk(ChunkRef),
-    /// A chunk's plain address is not a multiple of the block size, or too large.
-    #[error("chunk {} of blob {} does not begin at a block", .0.chunk.0, .0.blob)]
-    Address(ChunkRef),
-    /// A blob's name does not fit.
-    #[error("the blob name {0} has more than 64 bytes or is there twice")]
-    BlobName(BlobId),
-    /// The chunk size is not a power of two from 4,096 to 16 MiB.
-    #[error("a chunk size of {0} bytes is not a power of two from 4096 to 16777216")]
-    ChunkSize(u32),
-    /// A node to prefetch has no name in the tree.
-    #[error("the node {} to prefetch has no name", .0.0)]
-    Prefetch(NodeId),
-    /// More than the format can count.
-    #[error("the image has too many {0}")]
-    TooMany(&'static str),
-}
-
-/// How a bootstrap is written.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Size into which files were cut, in bytes: a power of two from 4,096 to 16 MiB.
-    pub chunk_size: u32,
-    /// The builder's compressor; each blob names its own.
-    pub compressor: Compressor,
-    /// The builder's digest algorithm; each blob names its own.
-    pub algorithm: Algorithm,
-    /// Whether owners are real; else readers report their own.
-    pub explicit_ids: bool,
-    /// Whether to say that there are extended attributes even where there are none, as merged images do.
-    pub claim_xattrs: bool,
-    /// Blobs are raw tars, blocks have 512 bytes.
-    pub tarfs: bool,
-    /// What to fetch first; [`Tree::prefetch`] finds it. The root alone means everything.
-    pub prefetch: Vec<NodeId>,
-}
-
-impl Default for Options {
-    /// 1 MiB, zstd and BLAKE3, as the established builder has it.
-    fn default() -> Self {
-        Self {
-            chunk_size: 1 << 20,
-            compressor: Compressor::Zstd,
-            algorithm: Algorithm::Blake3,
-            explicit_ids: true,
-            claim_xattrs: false,
-            tarfs: false,
-            prefetch: Vec::new(),
-        }
-    }
-}
-
-/// Writes a tree; `chunks` holds for each of `blobs` the chunks that the tree refers to, or more.
-pub fn write(tree: &Tree, blobs: &[BlobInfo], chunks: &[ChunkTable], options: &Options) -> Result<Vec<u8>, WriteError> {
-    let chunk_size = options.chunk_size;
-    if !chunk_size.is_power_of_two() || !(4096..=16 << 20).contains(&chunk_size) {
-        return Err(WriteError::ChunkSize(chunk_size));
-    }
+/// Writes a tree.
+pub(crate) fn write(
+    tree: &Tree,
+    blobs: &[BlobInfo],
+    chunks: &Chunks<'_>,
+    options: &Options,
+) -> Result<Vec<u8>, WriteError> {
     if blobs.len() > MAX_BLOBS {
         return Err(WriteError::TooMany("blobs"));
     }
     let bits = if options.tarfs { TARFS_BITS } else { PAGE_BITS };
-    let places = Places::assign(tree, 1 << bits, chunk_size)?;
-    let mut chunks_by_index: Vec<Vec<&Chunk>> = chunks.iter().map(|table| table.all().iter().collect()).collect();
-    for chunks in &mut chunks_by_index {
-        chunks.sort_by_key(|chunk| chunk.index);
-    }
+    let places = Places::assign(tree, 1 << bits, options.chunk_size)?;
     let layout = Layout::new(blobs.len(), if blobs.is_empty() { 0 } else { options.prefetch.len() }, places.end);
     let mut writer = Writer {
         tree,
@@ -129,7 +43,7 @@ pub fn write(tree: &Tree, blobs: &[BlobInfo], chunks: &[ChunkTable], options: &O
         bits,
         layout,
         places: &places,
-        chunks: chunks_by_index,
+        chunks,
         has_xattrs: options.claim_xattrs,
         records: BTreeMap::new(),
         record_bytes: 0,
@@ -147,10 +61,8 @@ pub fn write(tree: &Tree, blobs: &[BlobInfo], chunks: &[ChunkTable], options: &O
 
 /// Returns the size of an inode with its extended attributes.
 pub(super) fn inode_size(node: &Node) -> Result<u64, WriteError> {
-    if let NodeKind::Symlink(target) = &node.kind
-        && !(1..=4096).contains(&target.len())
-    {
-        return Err(WriteError::Symlink(target.len()));
+    if let NodeKind::Symlink(target) = &node.kind {
+        check_target(target)?;
     }
     Ok(64 + 4 * xattr_count(node)?.checked_sub(1).map_or(0, |words| u64::from(words) + 3))
 }
@@ -162,24 +74,13 @@ fn xattr_count(node: &Node) -> Result<u16, WriteError> {
     }
     let mut words = 1;
     for (name, value) in &node.xattrs {
-        let (_, suffix) = xattr_name(name)?;
-        if value.len() > usize::from(u16::MAX) {
-            return Err(WriteError::Xattr(name.clone()));
-        }
+        let (_, suffix) = xattr_name(name, value)?;
         words += (4 + suffix.len() + value.len()).div_ceil(4);
         if words > usize::from(u16::MAX) {
             return Err(WriteError::Xattr(name.clone()));
         }
     }
     Ok(words as u16)
-}
-
-/// Splits the name of an extended attribute into prefix and rest.
-fn xattr_name(name: &OsStr) -> Result<(u8, &[u8]), WriteError> {
-    let found = XATTR_PREFIXES.iter().find_map(|(code, prefix)| Some((*code, name.as_bytes().strip_prefix(*prefix)?)));
-    found
-        .filter(|(_, suffix)| suffix.len() <= 255 && name.len() <= 255)
-        .ok_or_else(|| WriteError::Xattr(name.to_owned()))
 }
 
 /// Where the parts of the file lie.
@@ -206,7 +107,7 @@ struct Writer<'a> {
     bits: u8,
     layout: Layout,
     places: &'a Places,
-    chunks: Vec<Vec<&'a Chunk>>,
+    chunks: &'a Chunks<'a>,
     has_xattrs: bool,
     /// Digest and device, and the record of the chunk that was met last.
     records: BTreeMap<([u8; 32], u32), ChunkRecord>,
@@ -333,7 +234,7 @@ impl Writer<'_> {
         let mut contiguous = true;
         let mut expected = None;
         for (position, chunk_ref) in list.iter().enumerate() {
-            let chunk = self.chunk(*chunk_ref)?;
+            let chunk = self.chunks.get(*chunk_ref)?;
             let at = chunk.plain.start;
             let block = u32::try_from(at >> self.bits).ok().filter(|_| at % (1 << self.bits) == 0);
             let block = block.ok_or(WriteError::Address(*chunk_ref))?;
@@ -355,12 +256,6 @@ impl Writer<'_> {
         let extent = if contiguous && size > chunk_size { size.checked_next_power_of_two() } else { None };
         let extent = extent.filter(|extent| extent.trailing_zeros() < 31 + u32::from(self.bits)).unwrap_or(chunk_size);
         Ok(CHUNK_INDEXES | (extent.trailing_zeros() - u32::from(self.bits)))
-    }
-
-    fn chunk(&self, wanted: ChunkRef) -> Result<&'_ Chunk, WriteError> {
-        let chunks = self.chunks.get(usize::from(wanted.blob)).ok_or(WriteError::UnknownChunk(wanted))?;
-        let found = chunks.binary_search_by_key(&wanted.chunk, |chunk| chunk.index);
-        found.map(|position| chunks[position]).map_err(|_| WriteError::UnknownChunk(wanted))
     }
 
     fn chunk_table(&mut self) {
@@ -462,7 +357,7 @@ fn xattr_area(node: &Node) -> Result<Vec<u8>, WriteError> {
     }
     area.extend_from_slice(XattrHeader { reserved: 0.into(), shared_count: 0, reserved2: [0; 7] }.as_bytes());
     for (name, value) in &node.xattrs {
-        let (prefix, suffix) = xattr_name(name)?;
+        let (prefix, suffix) = xattr_name(name, value)?;
         let entry = XattrEntry { name_len: suffix.len() as u8, prefix, value_len: (value.len() as u16).into() };
         area.extend_from_slice(entry.as_bytes());
         area.extend_from_slice(suffix);

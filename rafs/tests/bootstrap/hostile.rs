@@ -5,7 +5,7 @@ use nydus_rafs::{Bootstrap, Ino};
 use proptest::prelude::*;
 
 use crate::fixtures::fixtures;
-use crate::trees::{options, to_bytes, trees};
+use crate::trees::{options, to_bytes, trees, versions};
 
 /// Asks everything that can be asked.
 fn exercise(bytes: &[u8]) -> bool {
@@ -41,8 +41,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn flipped_bits_are_survived(tree in trees(), flips in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 1..40)) {
-        let mut bytes = to_bytes(&tree, &options());
+    fn flipped_bits_are_survived(tree in trees(), options in versions(), flips in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 1..40)) {
+        let mut bytes = to_bytes(&tree, &options);
         for (at, bit) in flips {
             // Most of an image is zeros that nobody reads: flip what means something.
             let used: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0).collect();

@@ -6,25 +6,35 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nydus_rafs::tree::ChunkRef;
-use nydus_rafs::v6::{Options, write};
+use nydus_rafs::write::{Options, write};
 use nydus_rafs::{
-    Algorithm, BlobInfo, Chunk, ChunkIndex, ChunkTable, Codec, Compressor, Node, NodeId, NodeKind, Stat, Tree,
+    Algorithm, BlobInfo, Chunk, ChunkIndex, ChunkTable, Codec, Compressor, Node, NodeId, NodeKind, Stat, Tree, Version,
 };
 use proptest::prelude::*;
 
 pub(crate) const CHUNK: u64 = 4096;
 const CHUNKS: u32 = 40;
 
-/// Two blobs of 40 chunks each, every third a short one, and a chunk whose index needs more than 16 bits.
+/// Chunks from here on are short.
+const WHOLE: u32 = CHUNKS - 6;
+
+/// Returns how many bytes a chunk has, and its index: that of the last needs more than 16 bits.
+fn chunk_of(number: u32) -> (u64, ChunkIndex) {
+    let len = if number < WHOLE { CHUNK } else { 100 + u64::from(number) };
+    (len, ChunkIndex(if number == CHUNKS - 1 { 0x12_3456 } else { number }))
+}
+
+/// Two blobs of 40 chunks each.
 pub(crate) fn blobs() -> (Vec<BlobInfo>, Vec<ChunkTable>) {
     let mut infos = Vec::new();
     let mut tables = Vec::new();
     for blob in 0..2u8 {
         let chunks = (0..CHUNKS).map(|index| {
             let start = u64::from(index) * CHUNK;
+            let (len, number) = chunk_of(index);
             Chunk {
-                index: ChunkIndex(if index == CHUNKS - 1 { 0x12_3456 } else { index }),
-                plain: start..start + if index % 3 == 2 { 100 } else { CHUNK },
+                index: number,
+                plain: start..start + len,
                 stored: u64::from(index) * 50..u64::from(index) * 50 + 50,
                 codec: Codec::Zstd,
                 encrypted: false,
@@ -44,6 +54,10 @@ pub(crate) fn blobs() -> (Vec<BlobInfo>, Vec<ChunkTable>) {
 
 pub(crate) fn options() -> Options {
     Options { chunk_size: CHUNK as u32, ..Options::default() }
+}
+
+pub(crate) fn versions() -> impl Strategy<Value = Options> {
+    prop_oneof![Just(Version::V5), Just(Version::V6)].prop_map(|version| Options { version, ..options() })
 }
 
 pub(crate) fn to_bytes(tree: &Tree, options: &Options) -> Vec<u8> {
@@ -98,14 +112,20 @@ fn xattrs() -> impl Strategy<Value = BTreeMap<OsString, Vec<u8>>> {
 }
 
 fn files() -> impl Strategy<Value = NodeKind> {
-    let chunk_ref =
-        |(blob, index)| ChunkRef { blob, chunk: ChunkIndex(if index == CHUNKS - 1 { 0x12_3456 } else { index }) };
-    let scattered = prop::collection::vec((0u16..2, 0..CHUNKS), 0..6);
-    let contiguous = (0u16..2, 0..CHUNKS - 8, 0u32..8)
-        .prop_map(|(blob, from, count)| (from..from + count).map(|index| (blob, index)).collect());
-    (prop_oneof![scattered, contiguous], 1..=CHUNK).prop_map(move |(chunks, last): (Vec<(u16, u32)>, u64)| {
-        let size = (chunks.len() as u64).checked_sub(1).map_or(0, |whole| whole * CHUNK + last);
-        NodeKind::Regular { size, chunks: chunks.into_iter().map(chunk_ref).collect() }
+    let scattered = prop::collection::vec((0u16..2, 0..WHOLE), 0..6);
+    let contiguous = (0u16..2, 0..WHOLE - 8, 0u32..8)
+        .prop_map(|(blob, from, count)| (from..from + count).map(|number| (blob, number)).collect());
+    let last = prop::option::of((0u16..2, WHOLE..CHUNKS));
+    (prop_oneof![scattered, contiguous], last).prop_map(move |(chunks, last): (Vec<(u16, u32)>, _)| {
+        let all = chunks.into_iter().chain(last);
+        let mut size = 0;
+        let refs = all.map(|(blob, number)| {
+            let (len, chunk) = chunk_of(number);
+            size += len;
+            ChunkRef { blob, chunk }
+        });
+        let chunks = refs.collect();
+        NodeKind::Regular { size, chunks }
     })
 }
 

@@ -1,14 +1,41 @@
 //! Bootstraps of the established builder, read into a tree and written again, byte for byte.
 
 use nydus_rafs::tree::Reading;
-use nydus_rafs::v6::{Options, write};
-use nydus_rafs::{Bootstrap, ChunkTable, Flags, Ino};
+use nydus_rafs::write::{Options, write};
+use nydus_rafs::{Bootstrap, ChunkTable, Flags, Ino, Version};
 
 use crate::fixtures::fixtures;
 
 /// Sorts the extended attributes of every inode: the established builder leaves them in the order of a
 /// hash map, which is another one in every run.
 fn sort_xattrs(bootstrap: &mut [u8]) {
+    if bootstrap.starts_with(b"SFAR") { sort_xattrs_v5(bootstrap) } else { sort_xattrs_v6(bootstrap) }
+}
+
+fn sort_xattrs_v5(bootstrap: &mut [u8]) {
+    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes")) as usize;
+    for index in 0..word(bootstrap, 56) {
+        let at = 8 * word(bootstrap, 8192 + 4 * index);
+        let text = |field: usize| usize::from(u16::from_le_bytes([bootstrap[at + field], bootstrap[at + field + 1]]));
+        let table = at + 128 + text(100).next_multiple_of(8) + text(102).next_multiple_of(8);
+        if word(bootstrap, at + 80) & 4 == 0 {
+            continue;
+        }
+        let len = word(bootstrap, table);
+        let area = &mut bootstrap[table + 8..table + 8 + len];
+        let mut pairs: Vec<Vec<u8>> = Vec::new();
+        let mut rest = &area[..];
+        while !rest.is_empty() {
+            let (pair, later) = rest.split_at(4 + word(rest, 0));
+            pairs.push(pair.to_vec());
+            rest = later;
+        }
+        pairs.sort_by_key(|pair| pair[4..].split(|&byte| byte == 0).next().expect("a name").to_vec());
+        area.copy_from_slice(&pairs.concat());
+    }
+}
+
+fn sort_xattrs_v6(bootstrap: &mut [u8]) {
     let opened = Bootstrap::open(&bootstrap[..]).expect("a sound bootstrap");
     let meta = u64::from(u32::from_le_bytes(bootstrap[1064..1068].try_into().expect("4 bytes"))) << bootstrap[1036];
     let inodes: Vec<Ino> = Reading::of(&opened).expect("a tree").nodes.into_keys().collect();
@@ -45,6 +72,7 @@ fn rewrite(path: &str) {
         (0..bootstrap.blobs().len()).map(|blob| bootstrap.chunks(blob as u16).expect("chunks")).collect();
     let flags = bootstrap.flags();
     let options = Options {
+        version: Version::from_number(bootstrap.version()).expect("5 or 6"),
         chunk_size: bootstrap.chunk_size(),
         compressor: flags.compressor(),
         algorithm: flags.algorithm(),
@@ -83,4 +111,10 @@ golden! {
     on_a_parent: "out/parent-oci/bootstrap";
     with_a_chunk_dictionary: "out/chunk-dict/bootstrap";
     inlined: "out/v6-inline/image.boot";
+    v5_zstd: "out/v5-zstd/bootstrap";
+    v5_lz4_block: "out/v5-lz4_block/bootstrap";
+    v5_with_aligned_chunks: "out/v5-aligned/bootstrap";
+    v5_with_a_prefetch_table: "out/v5-prefetch/bootstrap";
+    v5_with_a_prefetch_region: "out/v5-prefetch-blob/bootstrap";
+    v5_inlined: "out/v5-inline/image.boot";
 }
