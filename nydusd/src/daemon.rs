@@ -22,7 +22,7 @@ use crate::fuse::namespace::{TreeError, components};
 use crate::fuse::{Namespace, Session};
 use crate::instance::{Instance, InstanceError, Spec};
 use crate::log::LevelControl;
-use crate::store::{Options, Store, StoreError};
+use crate::store::Store;
 
 /// How long the end may take while reads are under way. With what follows it stays below 5 s.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -119,7 +119,7 @@ struct Inner {
     /// Connections and certificates, shared by all images.
     pools: Pools,
     state: Mutex<State>,
-    stores: Mutex<HashMap<PathBuf, (Store, bool)>>,
+    stores: Mutex<HashMap<PathBuf, Store>>,
     changing: Mutex<HashSet<String>>,
     dynamic: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
     ending: CancellationToken,
@@ -233,7 +233,7 @@ impl Daemon {
         {
             session.umount(PATIENCE).await;
         }
-        let stores: Vec<Store> = self.stores().values().map(|(store, _)| store.clone()).collect();
+        let stores: Vec<Store> = self.stores().values().cloned().collect();
         let closing = tokio::task::spawn_blocking(move || stores.iter().for_each(Store::close));
         if tokio::time::timeout(CLOSING, closing).await.is_err() {
             tracing::warn!("the cache did not reach the disk in time: its chunks are checked at the next start");
@@ -386,26 +386,21 @@ impl Daemon {
 
     /// Returns the store of a cache directory, opened once however many images use it.
     fn store(&self, config: &Config) -> Result<Store, DaemonError> {
-        let dir = &config.cache.work_dir;
-        let unusable = |source| InstanceError::from(StoreError::Directory { dir: dir.clone(), source });
-        std::fs::create_dir_all(dir).map_err(unusable)?;
-        let dir = dir.canonicalize().map_err(unusable)?;
-        let verify = !config.cache.skip_verification;
+        let (dir, verify) = (&config.cache.work_dir, !config.cache.skip_verification);
+        let open = if verify { Store::open } else { Store::unverified };
         let mut stores = self.stores();
-        if let Some((store, verified)) = stores.get(&dir) {
-            if *verified != verify {
-                return Err(DaemonError::Verification { dir, verified: *verified });
+        // One directory may have several names; one that does not exist yet has only this one.
+        if let Some(store) = dir.canonicalize().ok().and_then(|dir| stores.get(&dir)) {
+            if store.verifies() != verify {
+                return Err(DaemonError::Verification { dir: dir.clone(), verified: !verify });
             }
             return Ok(store.clone());
         }
-        let options = Options {
-            deadline: config.request_deadline(),
-            amplify: config.rafs.batch_size,
-            verify,
-            ..Options::default()
-        };
-        let store = Store::open(&dir, options, self.0.runtime.clone()).map_err(InstanceError::from)?;
-        stores.insert(dir, (store.clone(), verify));
+        let store = open(dir, self.0.runtime.clone()).map_err(InstanceError::from)?;
+        // A directory whose disk is in trouble has no store to share: the next mount tries again.
+        if let Ok(dir) = dir.canonicalize() {
+            stores.insert(dir, store.clone());
+        }
         Ok(store)
     }
 
@@ -422,7 +417,7 @@ impl Daemon {
         lock(&self.0.state)
     }
 
-    fn stores(&self) -> MutexGuard<'_, HashMap<PathBuf, (Store, bool)>> {
+    fn stores(&self) -> MutexGuard<'_, HashMap<PathBuf, Store>> {
         lock(&self.0.stores)
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, ConfigError};
 use crate::events::EventLog;
 use crate::metrics::FsCounters;
-use crate::store::{Blob, Counters, Store, StoreError};
+use crate::store::{Blob, Counters, Options, Store, StoreError};
 
 mod attributes;
 mod bootstrap;
@@ -118,7 +118,12 @@ impl Instance {
         let options = RouteOptions { deadline: spec.config.request_deadline(), pools, ..RouteOptions::default() };
         let route =
             Route::open(&spec.config.backend, options).map_err(|error| InstanceError::Backend(Box::new(error)))?;
-        let store = store.counting(Arc::new(Counters::default()));
+        let reading = Options {
+            deadline: spec.config.request_deadline(),
+            amplify: spec.config.rafs.batch_size,
+            ..Options::default()
+        };
+        let store = store.image(reading, Arc::new(Counters::default()));
         let mut blobs = Vec::new();
         for (index, info) in (0u16..).zip(bootstrap.blobs()) {
             let damaged = |source| InstanceError::Bootstrap { path: spec.source.clone(), source };

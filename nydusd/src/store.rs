@@ -34,6 +34,7 @@ mod usage;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -64,7 +65,7 @@ const WINDOWS: usize = 16;
 /// How long a process that had a blob open may take to die.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How a store works; the default is what a configuration without a word about it means.
+/// How an image's blobs are read; the default is what a configuration without a word about it means.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How long a reader waits at most, but for a moment (2 %, at most 0.5 s) in which a route with the same deadline
@@ -75,20 +76,19 @@ pub struct Options {
     /// How many stored bytes one request for neighbouring chunks has at most, and how many are fetched after a
     /// chunk that was missed (`batch_size`, `amplify_io`); 0: only what is read.
     pub amplify: u64,
-    /// Whether chunks are checked against their digests. Turning it off lets any source change an image.
-    pub verify: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(60), readahead: 8, amplify: 1 << 20, verify: true }
+        Self { deadline: Duration::from_secs(60), readahead: 8, amplify: 1 << 20 }
     }
 }
 
-/// A cache directory and the blobs open in it. Cheap to clone.
+/// A cache directory and the blobs open in it, as one image uses it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
+    options: Options,
     counters: Arc<Counters>,
 }
 
@@ -96,7 +96,8 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
-    options: Options,
+    /// Whether chunks are checked against their digests.
+    verify: bool,
     runtime: Handle,
     caches: Mutex<HashMap<BlobId, Vec<Weak<Cache>>>>,
     shelf: Arc<Shelf>,
@@ -134,16 +135,30 @@ impl From<ChunkTable> for Table {
 
 impl Store {
     /// Uses `dir` (made if missing) as cache directory; requests run on `runtime`.
-    pub fn open(dir: impl Into<PathBuf>, options: Options, runtime: Handle) -> Result<Self, StoreError> {
+    ///
+    /// A directory that cannot be used because its disk is in trouble is no error: blobs are then read through memory.
+    pub fn open(dir: impl Into<PathBuf>, runtime: Handle) -> Result<Self, StoreError> {
+        Self::with(dir.into(), true, runtime)
+    }
+
+    /// Like [`Store::open`], but chunks are not checked against their digests: any source can change an image.
+    pub fn unverified(dir: impl Into<PathBuf>, runtime: Handle) -> Result<Self, StoreError> {
         let dir = dir.into();
+        tracing::warn!(dir = %dir.display(), "chunks are NOT verified: whoever serves blobs can change what is read");
+        Self::with(dir, false, runtime)
+    }
+
+    fn with(dir: PathBuf, verify: bool, runtime: Handle) -> Result<Self, StoreError> {
         let usable = std::fs::create_dir_all(&dir).and_then(|()| std::fs::read_dir(&dir).map(drop));
-        usable.map_err(|source| StoreError::Directory { dir: dir.clone(), source })?;
-        if !options.verify {
-            tracing::warn!(dir = %dir.display(), "chunks are NOT verified: whoever serves blobs can change what is read");
+        match usable {
+            Err(error) if is_disk_trouble(&error) => {
+                tracing::warn!(dir = %dir.display(), %error, "the cache directory is in trouble: nothing is cached");
+            }
+            other => other.map_err(|source| StoreError::Directory { dir: dir.clone(), source })?,
         }
         let inner = Inner {
             dir,
-            options,
+            verify,
             runtime,
             caches: Mutex::default(),
             shelf: Arc::default(),
@@ -151,12 +166,17 @@ impl Store {
             windows: Semaphore::new(WINDOWS),
             shared: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner), counters: Arc::default() })
+        Ok(Self { inner: Arc::new(inner), options: Options::default(), counters: Arc::default() })
     }
 
-    /// Returns the same store with counters of its own, for one image.
-    pub fn counting(&self, counters: Arc<Counters>) -> Self {
-        Self { inner: self.inner.clone(), counters }
+    /// Returns the same store as another image uses it, with counters of its own.
+    pub fn image(&self, options: Options, counters: Arc<Counters>) -> Self {
+        Self { inner: self.inner.clone(), options, counters }
+    }
+
+    /// Returns whether chunks are checked against their digests.
+    pub fn verifies(&self) -> bool {
+        self.inner.verify
     }
 
     /// Returns the cache directory.
@@ -182,7 +202,8 @@ impl Store {
             Table::Known(known) => (Table::Known(ChunkTable::default()), Some(self.inner.bind(info, &known)?)),
             lazy @ Table::Lazy(_) => (lazy, None),
         };
-        Ok(Blob::new(info, table, bound, source, self.inner.clone(), self.counters.clone()))
+        let (store, options) = (self.inner.clone(), self.options.clone());
+        Ok(Blob::new(info, table, bound, source, store, options, self.counters.clone()))
     }
 
     /// Brings the cache to the disk, so that the next process need not check it. Blocks for as long as that takes.
@@ -194,13 +215,19 @@ impl Store {
     }
 }
 
+/// Returns whether an error tells of a disk in trouble rather than of a wrong path.
+fn is_disk_trouble(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull) || error.raw_os_error() == Some(libc::EIO)
+}
+
 impl Inner {
     fn dir(&self) -> &Path {
         &self.dir
     }
 
-    fn options(&self) -> &Options {
-        &self.options
+    fn verifies(&self) -> bool {
+        self.verify
     }
 
     fn runtime(&self) -> &Handle {
@@ -260,7 +287,7 @@ impl Inner {
             }
         };
         let kept = file.is_some();
-        let fresh = |file| Arc::new(Cache::new(info.id.clone(), file, self.shelf.clone(), self.options.verify));
+        let fresh = |file| Arc::new(Cache::new(info.id.clone(), file, self.shelf.clone(), self.verify));
         let cache = fresh(file);
         if let Ok(layout) = cache.adopt(&chunks) {
             if kept {

@@ -121,9 +121,8 @@ impl Filesystem {
         let len = usize::try_from(plain.end - plain.start).unwrap_or(usize::MAX);
         let mut failed = None;
         let mut source = Source(|buffer: &mut [u8], offset: u64| {
-            let range = offset..offset + buffer.len() as u64;
-            let read = if blob.ready(range) {
-                blob.read_at(buffer, offset).map_err(FsError::from)
+            let read = if blob.serve(buffer, offset) {
+                Ok(buffer.len())
             } else {
                 // The future is dropped when the reader gives up, and with it what it claimed.
                 self.runtime.block_on(async {

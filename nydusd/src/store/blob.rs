@@ -26,7 +26,7 @@ use super::error::ReadError;
 use super::fill::Got;
 use super::layout::Layout;
 use super::source::Source;
-use super::{Inner, Table, cache_file};
+use super::{Inner, Options, Table, cache_file};
 
 /// How often a read begins again when the cache file fails under it; the second time it is served from memory.
 const TRIES: usize = 4;
@@ -41,6 +41,7 @@ pub struct Blob {
     me: Weak<Self>,
     info: BlobInfo,
     store: Arc<Inner>,
+    options: Options,
     counters: Arc<Counters>,
     source: Source,
     table: Table,
@@ -68,7 +69,12 @@ impl Bound {
         let losses = self.cache.losses();
         self.layout.ready(plain)
             && self.copy(buf, plain, self.layout.covering(plain), &Got::new()).is_ok()
-            && self.cache.losses() == losses
+            && self.believed(losses)
+    }
+
+    /// Returns whether what was read from the cache file since it had seen `losses` is what we wrote there.
+    fn believed(&self, losses: u64) -> bool {
+        self.cache.intact() && self.cache.losses() == losses
     }
 
     /// Fills `buf` with `plain` from `got` and from the cache file; the error names the chunk that could not be read.
@@ -118,15 +124,16 @@ impl Blob {
         bound: Option<Bound>,
         source: Source,
         store: Arc<Inner>,
+        options: Options,
         counters: Arc<Counters>,
     ) -> Arc<Self> {
-        let options = store.options();
         let ahead = Mutex::new(Ahead::new(options.readahead, options.amplify));
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             info: info.clone(),
             ahead,
             store,
+            options,
             counters,
             source,
             table,
@@ -152,6 +159,10 @@ impl Blob {
 
     pub(super) fn store(&self) -> &Inner {
         &self.store
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
     }
 
     pub(super) fn source(&self) -> &Source {
@@ -185,16 +196,22 @@ impl Blob {
         self.store.runtime().block_on(self.fill(plain, Urgency::Demand))
     }
 
+    /// Fills `buf` with the plain bytes from `offset` on if all of them are here; returns whether it did. Waits for
+    /// nobody.
+    pub fn serve(&self, buf: &mut [u8], offset: u64) -> bool {
+        let Ok(plain) = self.range(offset, buf.len()) else { return false };
+        let served = self.bound.get().is_some_and(|bound| bound.serve(buf, &plain));
+        if served {
+            self.counters.reads.add(1);
+            self.counters.whole_hits.add(1);
+        }
+        served
+    }
+
     /// Fills `buf` with the plain bytes from `offset` on; the same waiting as [`Blob::ensure`], but served also
     /// when the cache file cannot be written. Returns `buf.len()`.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, ReadError> {
-        let plain = self.range(offset, buf.len())?;
-        if self.bound.get().is_some_and(|bound| bound.serve(buf, &plain)) {
-            self.counters.reads.add(1);
-            self.counters.whole_hits.add(1);
-            return Ok(buf.len());
-        }
-        self.store.runtime().block_on(self.read(buf, offset))
+        if self.serve(buf, offset) { Ok(buf.len()) } else { self.store.runtime().block_on(self.read(buf, offset)) }
     }
 
     /// Like [`Blob::read_at`], for async callers and for readers that can be interrupted: dropping the future
@@ -204,11 +221,13 @@ impl Blob {
         let read = async {
             let bound = self.bound(&plain).await?;
             let wanted = bound.layout.covering(&plain);
+            // Verified for this reader: whatever becomes of the file meanwhile.
+            let mut got = Got::new();
             for _ in 0..TRIES {
                 let losses = bound.cache.losses();
-                let got = self.demand(bound, wanted.clone()).await?;
+                got.extend(self.demand(bound, wanted.clone()).await?);
                 match bound.copy(buf, &plain, wanted.clone(), &got) {
-                    Ok(()) if bound.cache.losses() == losses => return Ok(()),
+                    Ok(()) if got.len() == wanted.len() || bound.believed(losses) => return Ok(()),
                     Ok(()) => {}
                     Err((at, error)) => bound.cache.unreadable(bound.layout.slot(at), &error),
                 }
@@ -224,7 +243,7 @@ impl Blob {
         if urgency == Urgency::Prefetch {
             let bound = self.bound(&plain).await?;
             let wanted = bound.layout.covering(&plain);
-            return self.ahead(bound, wanted, self.store.options().amplify, self.store.windows()).await;
+            return self.ahead(bound, wanted, self.options.amplify, self.store.windows()).await;
         }
         let read = async {
             let bound = self.bound(&plain).await?;
@@ -315,7 +334,7 @@ impl Blob {
         }
         let bound = bound.clone();
         self.store.runtime().spawn(async move {
-            if let Err(error) = me.ahead(&bound, window.chunks, me.store.options().amplify, me.store.windows()).await {
+            if let Err(error) = me.ahead(&bound, window.chunks, me.options.amplify, me.store.windows()).await {
                 // The reader who comes there asks again, and hears of it then.
                 tracing::debug!(blob = %me.id(), %error, "not fetched ahead");
             }
@@ -346,7 +365,7 @@ impl Blob {
         read: impl Future<Output = Result<T, ReadError>>,
     ) -> Result<T, ReadError> {
         self.counters.reads.add(1);
-        let deadline = self.store.options().deadline;
+        let deadline = self.options.deadline;
         // The route has the same deadline, and its error says who was asked and what to do: it gets the last word.
         let grace = (deadline / 50).min(Duration::from_millis(500));
         let done = match tokio::time::timeout(deadline + grace, read).await {

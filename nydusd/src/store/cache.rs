@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use bytes::Bytes;
 use nydus_rafs::{BlobId, Chunk};
 
-use super::cache_file::{CacheFile, Written};
+use super::cache_file::{CacheFile, TOUCHED, Written};
 use super::claim::{Claim, Claims, Slot, State};
 use super::layout::{Layout, same_bytes};
 use super::ready::overlapping;
@@ -130,9 +130,9 @@ impl Cache {
                     claim.commit();
                     return Kept::InFile;
                 }
-                Ok(Written::Shortened) => {
+                Ok(Written::Touched) => {
                     drop(keeping);
-                    self.forget("it was shortened by another program");
+                    self.forget(TOUCHED);
                 }
                 Err(error) => {
                     self.shelf.complain(&self.blob, &error);
@@ -154,22 +154,23 @@ impl Cache {
         (std::ptr::from_ref(self).addr(), chunk.plain.start)
     }
 
-    /// Believes nothing that the cache file holds.
+    /// Believes nothing that the cache file holds until it was checked.
     pub(super) fn forget(&self, why: &'static str) {
-        tracing::warn!(blob = %self.blob, why, "the cache file cannot be believed: its chunks will be fetched again");
+        tracing::warn!(blob = %self.blob, why, "the cache file cannot be believed: its chunks are checked when next used");
         let _alone = self.keeping.write().unwrap_or_else(PoisonError::into_inner);
         let layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         self.losses.fetch_add(1, Ordering::SeqCst);
         for layout in layouts.iter().filter_map(Weak::upgrade) {
-            for slot in layout.slots() {
-                self.claims.lost(slot);
+            for (chunk, slot) in layout.chunks().iter().zip(layout.slots()) {
+                // What has no digest cannot be checked.
+                self.claims.lost(slot, if chunk.digest.is_some() { State::Unsure } else { State::Absent });
             }
         }
         // Last: as long as the file is short, a reader that still believes in it gets an error and not zeros.
         if let Some(file) = &self.file
             && let Err(error) = file.restore()
         {
-            tracing::warn!(blob = %self.blob, %error, "the cache file could not be given its size back");
+            tracing::warn!(blob = %self.blob, %error, "the cache file could not be taken up again");
         }
     }
 
@@ -178,10 +179,24 @@ impl Cache {
         self.losses.load(Ordering::SeqCst)
     }
 
-    /// Records that the cache file holds what was left in it, and settles the claim.
-    pub(super) fn confirm(&self, claim: Claim, bytes: Bytes) {
+    /// Returns whether nobody else changed the cache file since its bytes were believed; if somebody did, nothing in it is
+    /// believed any more.
+    pub(super) fn intact(&self) -> bool {
+        let intact = self.file.as_ref().is_none_or(CacheFile::intact);
+        if !intact {
+            self.forget(TOUCHED);
+        }
+        intact
+    }
+
+    /// Records that the cache file holds what was left in it, and settles the claim. `losses` is their number before the
+    /// file was read.
+    pub(super) fn confirm(&self, claim: Claim, bytes: Bytes, losses: u64) {
         claim.publish(bytes);
         let _keeping = self.keeping.read().unwrap_or_else(PoisonError::into_inner);
+        if self.losses() != losses {
+            return;
+        }
         if let Some(file) = &self.file {
             file.record(claim.chunk(), true);
         }
@@ -191,10 +206,10 @@ impl Cache {
     /// Looks at a chunk that could not be read although it was ready.
     pub(super) fn unreadable(&self, slot: &Slot, error: &io::Error) {
         match &self.file {
-            Some(file) if file.shortened().unwrap_or(true) => self.forget("it was shortened by another program"),
+            Some(file) if !file.intact() => self.forget(TOUCHED),
             _ => {
                 self.shelf.complain(&self.blob, error);
-                self.claims.lost(slot);
+                self.claims.lost(slot, State::Absent);
             }
         }
     }

@@ -10,13 +10,20 @@
 //!
 //! A file that another program left here is never shortened: it may still be serving from it. Its bytes count for nothing
 //! until they match a digest.
+//!
+//! *Others who write while we serve.* Locks do not stop a program that knows nothing of them: one that punches holes, copies
+//! over the file, cuts it. All of that moves the modification time, and so do we: the time after our own last change is
+//! kept, writers compare before they write and readers after they have read. When it is another, nothing in the file is
+//! believed until it was checked against its digest again. What comes to pass between a writer's look and the end of its
+//! write is not noticed.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError as Contended};
+use std::time::{Duration, Instant, SystemTime};
 
 use nydus_rafs::{Algorithm, BlobId, Chunk};
 
@@ -24,6 +31,8 @@ use super::ready::ReadyMap;
 
 /// Copies of one blob that a directory holds at most; whoever comes later works without a cache.
 pub(super) const COPIES: u32 = 16;
+/// What the log says of a file that is not as we left it.
+pub(super) const TOUCHED: &str = "another program changed it";
 /// Names longer than this leave no room for what is appended to them.
 const MAX_NAME: usize = 200;
 
@@ -38,6 +47,8 @@ pub(super) struct CacheFile {
     /// What the data file measures; less means that somebody shortened it.
     size: u64,
     plain_size: u64,
+    /// The data file's modification time after the last change that we made.
+    ours: Mutex<SystemTime>,
     /// Chunks were added since the last seal.
     unsealed: AtomicBool,
 }
@@ -47,8 +58,8 @@ pub(super) struct CacheFile {
 pub(super) enum Written {
     /// It is there.
     Yes,
-    /// The file was shortened by somebody: whatever was in it may be gone.
-    Shortened,
+    /// The file was changed by somebody else: whatever was in it may be gone.
+    Touched,
 }
 
 /// What the name of a data file says after the blob's.
@@ -138,7 +149,8 @@ impl CacheFile {
                 size = plain_size;
             }
             let unsealed = AtomicBool::new(false);
-            return Ok(Some(Self { data, map, path, first: n == 0, size, plain_size, unsealed }));
+            let ours = Mutex::new(data.metadata()?.modified()?);
+            return Ok(Some(Self { data, map, path, first: n == 0, size, plain_size, ours, unsealed }));
         }
         Ok(None)
     }
@@ -165,13 +177,19 @@ impl CacheFile {
 
     /// Writes the plain bytes of a chunk and records it.
     pub(super) fn write(&self, chunk: &Chunk, bytes: &[u8], verified: bool) -> io::Result<Written> {
+        // One writer at a time: so it is in the kernel as well.
+        let mut ours = self.ours();
         // Writing past a new end would make a hole of everything before: look on both sides of the write.
-        if self.shortened()? {
-            return Ok(Written::Shortened);
+        if self.touched(&ours)? {
+            return Ok(Written::Touched);
         }
-        self.data.write_all_at(bytes, chunk.plain.start)?;
-        if self.shortened()? {
-            return Ok(Written::Shortened);
+        let written = self.data.write_all_at(bytes, chunk.plain.start);
+        let after = self.data.metadata()?;
+        *ours = after.modified()?;
+        drop(ours);
+        written?;
+        if after.len() < self.size {
+            return Ok(Written::Touched);
         }
         self.record(chunk, verified);
         Ok(Written::Yes)
@@ -188,19 +206,37 @@ impl CacheFile {
         }
     }
 
-    /// Returns whether somebody cut the data file.
-    pub(super) fn shortened(&self) -> io::Result<bool> {
-        Ok(self.data.metadata()?.len() < self.size)
+    fn ours(&self) -> MutexGuard<'_, SystemTime> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the file its size back after somebody shortened it, and believes nothing of what was in it.
+    /// Returns whether somebody else changed the data file since `ours`.
+    fn touched(&self, ours: &SystemTime) -> io::Result<bool> {
+        let now = self.data.metadata()?;
+        Ok(now.len() < self.size || now.modified()? != *ours)
+    }
+
+    /// Returns whether the data file is as we left it; if nobody can tell, it is not. Never waits: while one of us writes
+    /// the answer is yes, for that one looks, too.
+    pub(super) fn intact(&self) -> bool {
+        match self.ours.try_lock() {
+            Ok(ours) => !self.touched(&ours).unwrap_or(true),
+            Err(Contended::Poisoned(ours)) => !self.touched(&ours.into_inner()).unwrap_or(true),
+            Err(Contended::WouldBlock) => true,
+        }
+    }
+
+    /// Takes the file as it is now after somebody else changed it, with its size given back, and believes nothing of what
+    /// was in it.
     pub(super) fn restore(&self) -> io::Result<()> {
         if let Some(map) = &self.map {
             map.distrust();
         }
-        if self.shortened()? {
+        let mut ours = self.ours();
+        if self.data.metadata()?.len() < self.size {
             self.data.set_len(self.size)?;
         }
+        *ours = self.data.metadata()?.modified()?;
         Ok(())
     }
 
@@ -215,6 +251,19 @@ impl CacheFile {
         if !self.unsealed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        map.seal(&self.data, self.plain_size).inspect_err(|_| self.unsealed.store(true, Ordering::Release))
+        let sealed = map.seal(&self.data, self.plain_size, |time| self.stamp(time));
+        sealed.inspect_err(|_| self.unsealed.store(true, Ordering::Release))
+    }
+
+    /// Gives the data file a modification time, unless somebody else changed it.
+    fn stamp(&self, time: SystemTime) -> io::Result<Metadata> {
+        let mut ours = self.ours();
+        if self.touched(&ours)? {
+            return Err(io::Error::other(TOUCHED));
+        }
+        self.data.set_modified(time)?;
+        let metadata = self.data.metadata()?;
+        *ours = metadata.modified()?;
+        Ok(metadata)
     }
 }

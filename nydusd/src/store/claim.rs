@@ -6,7 +6,7 @@
 //!   unsure -------^       |  ^                        |
 //!     ^                   |  bytes are published      | the cache file lost it
 //!     +------ drop -------+  to those who wait        v
-//!                                                   absent
+//!                                              absent, unsure
 //! ```
 //!
 //! *Unsure* chunks were left by an earlier process whose end was not seen; they count as absent until their bytes
@@ -170,11 +170,12 @@ impl Claims {
         }
     }
 
-    /// Says that the cache file does not hold what was believed ready. A chunk claimed meanwhile is left alone.
-    pub(super) fn lost(&self, slot: &Slot) {
+    /// Says that the cache file does not hold what was believed ready, or perhaps not; `now` is what is known. A chunk
+    /// claimed meanwhile is left alone.
+    pub(super) fn lost(&self, slot: &Slot, now: State) {
         let _flights = self.lock();
         if slot.state() == State::Ready {
-            slot.set(State::Absent);
+            slot.set(now);
         }
     }
 }

@@ -49,7 +49,7 @@ impl Blob {
                     Look::Mine(claim) => match bound.cache.shelved(claim.chunk()) {
                         // The disk may have recovered since: it is offered the chunk again.
                         Some(bytes) => {
-                            let checked = self.store().options().verify && claim.chunk().digest.is_some();
+                            let checked = self.store().verifies() && claim.chunk().digest.is_some();
                             bound.cache.keep(claim, &bytes, checked);
                             got.insert(at, bytes);
                         }
@@ -75,7 +75,7 @@ impl Blob {
     /// Fetches claimed chunks because a reader waits.
     async fn bring(&self, bound: &Bound, claims: Vec<Claim>) -> Result<Got, ReadError> {
         let (mut got, missing) = recheck(&bound.cache, self.counters(), claims);
-        let groups = runs::group(missing, |claim| claim.chunk().stored.clone(), self.store().options().amplify);
+        let groups = runs::group(missing, |claim| claim.chunk().stored.clone(), self.options().amplify);
         let fetched: Vec<Got> = stream::iter(groups)
             .map(|group| self.fetch(bound, group, Urgency::Demand))
             .buffer_unordered(AT_ONCE)
@@ -124,7 +124,7 @@ impl Blob {
         };
         let Some(missing) = missing.filter(|missing| !missing.is_empty()) else { return Ok(()) };
         let span = runs::span(missing.iter().map(|claim| claim.chunk().stored.clone()));
-        let deadline = self.store().options().deadline;
+        let deadline = self.options().deadline;
         tokio::select! {
             done = self.fetch(bound, missing, Urgency::Prefetch) => done.map(drop),
             // The claims go with the future, and the reader fetches as a reader.
@@ -198,7 +198,7 @@ impl Blob {
         stored: Bytes,
         urgency: Urgency,
     ) -> (Got, Vec<(Claim, ChunkError)>) {
-        let (cache, verify) = (bound.cache.clone(), self.store().options().verify);
+        let (cache, verify) = (bound.cache.clone(), self.store().verifies());
         let counters = self.counters().clone();
         let work = move || {
             let (mut got, mut bad) = (Got::new(), Vec::new());
@@ -256,9 +256,10 @@ fn recheck(cache: &Arc<Cache>, counters: &Counters, claims: Vec<Claim>) -> (Got,
     for mut claim in claims {
         if claim.unsure() {
             counters.checked_chunks.add(1);
+            let losses = cache.losses();
             if let Some(bytes) = left_behind(cache, claim.chunk()) {
                 got.insert(claim.at(), bytes.clone());
-                cache.confirm(claim, bytes);
+                cache.confirm(claim, bytes, losses);
                 continue;
             }
             counters.stale_chunks.add(1);

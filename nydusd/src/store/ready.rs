@@ -43,7 +43,7 @@
 //! The map is never memory-mapped: a file that can shrink must not be able to kill us.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -160,7 +160,7 @@ impl Header {
     }
 
     /// Returns whether the data file is as it was when sealed.
-    fn fits(&self, data: &std::fs::Metadata) -> bool {
+    fn fits(&self, data: &Metadata) -> bool {
         self.to != 0
             && self.inode == data.ino()
             && self.size == data.len()
@@ -366,7 +366,13 @@ impl ReadyMap {
     }
 
     /// Brings the data to the disk and says so. Chunks may be added meanwhile; they are not covered.
-    pub(super) fn seal(&self, data: &File, plain_size: u64) -> io::Result<()> {
+    /// `stamp` gives the data file its modification time.
+    pub(super) fn seal(
+        &self,
+        data: &File,
+        plain_size: u64,
+        stamp: impl FnOnce(SystemTime) -> io::Result<Metadata>,
+    ) -> io::Result<()> {
         let _one = self.sealing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let to = self.session.fetch_add(1, Ordering::SeqCst);
         let from = self.believed.load(Ordering::Acquire);
@@ -377,8 +383,7 @@ impl ReadyMap {
         // Odd, and with a digit that the clock's tick of a write would hit once in 10^9.
         let nanos = (u32_at(&entropy.0, 0) % 1_000_000_000) | 1;
         let seal = UNIX_EPOCH + Duration::new(now.as_secs(), nanos);
-        data.set_modified(seal)?;
-        let metadata = data.metadata()?;
+        let metadata = stamp(seal)?;
         let header = Header { from, to, seal, inode: metadata.ino(), size: metadata.len(), plain_size };
         // File systems with coarser times keep no seal; then there is none, and the next process checks.
         if from <= to && header.fits(&metadata) {

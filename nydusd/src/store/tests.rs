@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nydus_rafs::{Algorithm, BlobId, BlobInfo, Chunk, ChunkIndex, ChunkTable, Compressor, Digest, codec};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::source::Source;
 use super::{Blob, Options, Store, StoreError, Table};
@@ -126,13 +126,22 @@ pub(super) struct Lab {
 }
 
 pub(super) fn exact() -> Options {
-    Options { readahead: 0, amplify: 0, deadline: Duration::from_secs(20), ..Options::default() }
+    Options { readahead: 0, amplify: 0, deadline: Duration::from_secs(20) }
 }
 
 impl Lab {
     fn new(dir: &Path, options: Options, fake: Fake) -> Self {
+        Self::over(Store::open, dir, options, fake)
+    }
+
+    fn over<'d>(
+        open: impl FnOnce(&'d Path, Handle) -> Result<Store, StoreError>,
+        dir: &'d Path,
+        options: Options,
+        fake: Fake,
+    ) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let store = Store::open(dir, options, runtime.handle().clone()).unwrap();
+        let store = open(dir, runtime.handle().clone()).unwrap().image(options, Arc::default());
         Self { store, fake: Arc::new(fake), runtime: Some(runtime) }
     }
 

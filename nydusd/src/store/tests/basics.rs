@@ -37,7 +37,8 @@ fn a_route_serves_what_a_blob_misses() {
     let blob = lab.store.blob(&sample.info, sample.table(), memory.clone().into()).unwrap();
     sample.check(&blob, 0..10);
     let counters = Arc::new(crate::store::Counters::default());
-    let again = lab.store.counting(counters.clone()).blob(&sample.info, sample.table(), memory.clone().into()).unwrap();
+    let again =
+        lab.store.image(exact(), counters.clone()).blob(&sample.info, sample.table(), memory.clone().into()).unwrap();
     assert!(again.ensure(8192..8193).is_err());
     sample.check(&again, 0..sample.len());
     sample.check(&blob, 0..sample.len());
@@ -139,6 +140,19 @@ fn a_damaged_chunk_is_an_error_of_its_own_and_good_again_when_the_source_is() {
 }
 
 #[test]
+fn images_that_share_a_directory_keep_their_own_deadlines() {
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, sample) = (Lab::new(dir.path(), exact(), Fake::default()), Sample::small());
+    lab.serve(&sample);
+    let hasty = Options { deadline: Duration::from_millis(50), ..exact() };
+    let hasty = lab.store.image(hasty, Arc::default());
+    let hasty = hasty.blob_from(&sample.info, sample.table().into(), Source::Fake(lab.fake.clone())).unwrap();
+    *lab.fake.faults.lock().unwrap() = vec![Fault::Hang];
+    let error = hasty.ensure(0..1).unwrap_err();
+    assert!(matches!(error, ReadError::Deadline { after, .. } if after == Duration::from_millis(50)), "{error}");
+}
+
+#[test]
 fn a_reader_waits_until_the_deadline_and_the_next_one_starts_afresh() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { deadline: Duration::from_millis(50), ..exact() };
@@ -220,7 +234,7 @@ fn without_verification_bytes_pass_and_a_verifying_store_checks_them_later() {
     let sample = Sample::new(3, &[4096, 4096]);
     let mut other = sample.clone();
     other.chunks[1].digest = Some(Digest([9; 32]));
-    let lab = Lab::new(dir.path(), Options { verify: false, ..exact() }, Fake::default());
+    let lab = Lab::over(Store::unverified, dir.path(), exact(), Fake::default());
     let blob = lab.open(&other);
     other.check(&blob, 0..other.len());
     lab.end(vec![blob]);

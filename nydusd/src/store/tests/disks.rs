@@ -1,5 +1,6 @@
 //! Cache directories in trouble.
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -106,6 +107,71 @@ fn a_cache_file_cut_under_us_gives_no_wrong_byte_and_no_error() {
         sample.check(&lab.open(&sample), 0..sample.len());
         assert_eq!(lab.requests(), 0, "what came after the cut is kept");
     }
+}
+
+#[test]
+fn whatever_another_program_does_to_the_file_under_us_gives_no_wrong_byte_and_no_error() {
+    type Damage = fn(&std::fs::File, &Sample);
+    let damages: [(&str, Damage, usize); 4] = [
+        (
+            "a hole",
+            |file, _| {
+                let hole =
+                    nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                nix::fcntl::fallocate(file, hole, 0, 4096).unwrap();
+            },
+            1,
+        ),
+        ("a flipped bit", |file, sample| file.write_all_at(b"?", sample.chunks[4].plain.start + 7).unwrap(), 1),
+        ("another blob", |file, _| file.write_all_at(&Sample::new(12, &[100_000; 20]).plain, 0).unwrap(), 20),
+        (
+            "cut and grown",
+            |file, sample| {
+                file.set_len(0).unwrap();
+                file.set_len(sample.len()).unwrap();
+            },
+            20,
+        ),
+    ];
+    for (what, damage, lost) in damages {
+        for found_by_a_writer in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let (lab, sample) = (Lab::new(dir.path(), exact(), Fake::default()), large());
+            let blob = lab.open(&sample);
+            let known = if found_by_a_writer { 0..sample.chunks[18].plain.end } else { 0..sample.len() };
+            sample.check(&blob, known);
+            let path = dir.path().join(&blob.file_names()[0]);
+            damage(&std::fs::OpenOptions::new().write(true).open(&path).unwrap(), &sample);
+            if found_by_a_writer {
+                sample.check(&blob, sample.chunks[19].plain.clone());
+            }
+            for at in (0..sample.len()).step_by(70_000) {
+                sample.check(&blob, at..(at + 70_000).min(sample.len()));
+            }
+            assert!(
+                lab.requests() <= 20 + lost,
+                "{what}: {} requests: what was right was fetched again",
+                lab.requests()
+            );
+            // An orderly end does not vouch for what others wrote.
+            damage(&std::fs::OpenOptions::new().write(true).open(&path).unwrap(), &sample);
+            lab.end(vec![blob]);
+            let lab = Lab::new(dir.path(), exact(), Fake::default());
+            sample.check(&lab.open(&sample), 0..sample.len());
+        }
+    }
+}
+
+#[test]
+fn a_directory_whose_disk_is_in_trouble_is_no_error_and_a_wrong_path_is() {
+    let Some(disk) = Tmpfs::new("size=1m") else { return };
+    disk.remount("ro");
+    let sample = Sample::small();
+    let lab = Lab::new(&disk.path().join("missing"), exact(), Fake::default());
+    sample.check(&lab.open(&sample), 0..sample.len());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = Store::open(file.path().join("below"), lab.runtime().handle().clone()).unwrap_err().to_string();
+    assert!(error.contains("work_dir") && error.contains("below"), "{error}");
 }
 
 #[test]
