@@ -1,7 +1,8 @@
 //! Strange images: what containerd's overlayfs unpacks of them is what our mount shows, and what it refuses we refuse.
 //!
 //! The cases and the verdict on each are data in [`cases`]. One containerd judges all of them; a verdict that is not
-//! containerd's any more fails the test too, so the table stays true.
+//! containerd's any more fails the test too, so the table stays true. `SHOAL_CONTAINERD` names another containerd than the
+//! installed one.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,6 +15,7 @@ use nydus_tests::containerd::{Containerd, Options};
 use nydus_tests::converted::Converted;
 use nydus_tests::fuse::Mounted;
 use nydus_tests::image;
+use nydus_tests::liar::Liar;
 use nydus_tests::needs::{CONTAINERD, Need, met};
 use nydus_tests::oracle::Erofs;
 use nydus_tests::process::{run, shoal};
@@ -23,10 +25,12 @@ use nydus_tests::tree::{self, Record, Table};
 
 #[path = "strange/cases.rs"]
 mod cases;
+#[path = "strange/lies.rs"]
+mod lies;
 #[path = "strange/image.rs"]
 mod made;
 
-use self::cases::{Case, Verdict};
+use self::cases::{Case, Source, Verdict};
 
 /// Cases under way at once: most of a case is waiting for programs to start.
 const AT_ONCE: usize = 4;
@@ -34,6 +38,7 @@ const AT_ONCE: usize = 4;
 struct Court {
     scratch: Scratch,
     registry: Registry,
+    liar: Liar,
     containerd: Containerd,
     client: Client,
     /// Seconds since 1970 at which the first image was unpacked.
@@ -47,19 +52,20 @@ async fn strange_images_are_what_containerd_makes_of_them() -> Result<()> {
     }
     let scratch = Scratch::new("strange")?;
     let registry = Registry::start(&scratch.dir("registry")?)?;
+    let liar = Liar::start().await?;
     let options = Options {
         cri_snapshotter: "overlayfs",
         snapshotter: None,
         pause: String::new(),
-        plain_http: vec![registry.host.clone()],
+        plain_http: vec![registry.host.clone(), liar.host.clone()],
         mirror: None,
-        binary: None,
+        binary: std::env::var_os("SHOAL_CONTAINERD").map(Into::into),
         private: Vec::new(),
     };
     let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
     let client = image::client(&registry.host)?;
     let begun = i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs())?;
-    let court = Arc::new(Court { scratch, registry, containerd, client, begun });
+    let court = Arc::new(Court { scratch, registry, liar, containerd, client, begun });
     let only = std::env::var("SHOAL_CASE").ok();
     let cases = cases::all()
         .into_iter()
@@ -87,10 +93,20 @@ impl Court {
     async fn judge(&self, case: &Case) -> Result<()> {
         let repo = case.name.replace(' ', "-");
         let dir = self.scratch.dir(&repo)?;
-        let data = self.scratch.path().join("registry/data");
-        case.image.push(&self.client, &repo, &data).await?;
-        let oracle = tokio::task::block_in_place(|| self.unpacked(case, &repo, &dir));
-        let converted = tokio::task::block_in_place(|| self.convert(case, &repo, &dir));
+        let (host, layers) = match &case.source {
+            Source::Pushed(image) => {
+                let data = self.scratch.path().join("registry/data");
+                image.push(&self.client, &repo, &data).await?;
+                (&self.registry.host, image.len())
+            }
+            Source::Told(tell) => {
+                tell(&self.liar.repository(&repo));
+                (&self.liar.host, 1)
+            }
+        };
+        let source = format!("{host}/{repo}:oci");
+        let oracle = tokio::task::block_in_place(|| self.unpacked(&source, layers, &dir));
+        let converted = tokio::task::block_in_place(|| self.convert(case, &source, &repo, &dir));
         let tagged = self.client.manifest(&repo, "nydus").await.is_ok();
         match (case.verdict, oracle, converted) {
             (Verdict::Same, Ok(want), Ok(())) => self.compare(&repo, &dir, &want).await,
@@ -108,25 +124,24 @@ impl Court {
     }
 
     /// Lets containerd unpack the image and reads what a container would see.
-    fn unpacked(&self, case: &Case, repo: &str, dir: &Path) -> Result<Table> {
-        let reference = format!("{}/{repo}:oci", self.registry.host);
+    fn unpacked(&self, reference: &str, layers: usize, dir: &Path) -> Result<Table> {
         let root = dir.join("overlay");
         std::fs::create_dir_all(&root)?;
         let ctr = || self.containerd.ctr();
-        run(ctr().args(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &reference]))?;
+        run(ctr().args(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", reference]))?;
         let mut mount = ctr();
         mount.args(["images", "mount", "--snapshotter", "overlayfs"]);
         // A view of one layer is the layer itself; a container has an overlay above it.
-        if case.image.len() < 2 {
+        if layers < 2 {
             mount.arg("--rw");
         }
-        run(mount.arg(&reference).arg(&root))?;
+        run(mount.arg(reference).arg(&root))?;
         tree::read_overlay(&root).context("reading what containerd unpacked")
     }
 
-    fn convert(&self, case: &Case, repo: &str, dir: &Path) -> Result<()> {
+    fn convert(&self, case: &Case, source: &str, repo: &str, dir: &Path) -> Result<()> {
         let mut convert = Command::new(shoal("nydusify")?);
-        convert.args(["--log-level", "warn", "convert", "--source"]).arg(format!("{}/{repo}:oci", self.registry.host));
+        convert.args(["--log-level", "warn", "convert", "--source", source]);
         convert.arg("--target").arg(format!("{}/{repo}:nydus", self.registry.host));
         run(convert.arg("--work-dir").arg(dir.join("work")).args(case.arguments)).map(drop)
     }

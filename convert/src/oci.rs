@@ -75,6 +75,11 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<An
 }
 
 impl Descriptor {
+    /// Returns whether this names a list of manifests.
+    pub fn is_index(&self) -> bool {
+        self.media_type == names::OCI_INDEX || self.media_type == names::DOCKER_INDEX
+    }
+
     /// Returns whether this is a blob or bootstrap layer of a nydus image.
     pub fn is_nydus(&self) -> bool {
         self.media_type == names::NYDUS_BLOB

@@ -16,6 +16,7 @@ pub mod front;
 pub mod fuse;
 pub mod gate;
 pub mod image;
+pub mod liar;
 pub mod needs;
 pub mod nerdctl;
 pub mod node;

@@ -1,5 +1,6 @@
-//! The strange images, and what containerd 1.6 makes of each.
+//! The strange images, and what containerd makes of each.
 
+use nydus_tests::liar::Tale;
 use nydus_tests::rawtar::{Entry, dir, file, gone, hardlink, record, symlink, tar, unended};
 
 use super::made::{Image, Layer};
@@ -22,14 +23,23 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// What is made of it.
     pub(crate) verdict: Verdict,
-    /// The image.
-    pub(crate) image: Image,
+    /// Where the image comes from.
+    pub(crate) source: Source,
     /// More arguments for `nydusify convert`.
     pub(crate) arguments: &'static [&'static str],
 }
 
+/// Where an image comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// It is pushed to a real registry.
+    Pushed(Image),
+    /// It is told by a registry that lies.
+    Told(fn(&Tale)),
+}
+
 fn of(name: &'static str, verdict: Verdict, image: Image) -> Case {
-    Case { name, verdict, image, arguments: &[] }
+    Case { name, verdict, source: Source::Pushed(image), arguments: &[] }
 }
 
 /// An image of layers that are lists of entries.
@@ -47,9 +57,11 @@ pub(crate) fn all() -> Vec<Case> {
         hard_links(),
         attributes(),
         kinds(),
+        size_fields(),
         sparse(),
         streams(),
         manifests(),
+        super::lies::all(),
     ]
     .concat()
 }
@@ -682,6 +694,55 @@ fn kinds() -> Vec<Case> {
                 file(".no.prefetch.landmark", "\x0f"),
                 file("stargz.index.json", "{}"),
                 file("f", "1"),
+            ]],
+        ),
+    ]
+}
+
+fn size_fields() -> Vec<Case> {
+    let sized = |name: &str, field: &[u8]| file(name, "12345").patch(124, field);
+    let binary = |value: u64| [&[0x80, 0, 0, 0][..], &value.to_be_bytes()].concat();
+    let gib = 1_u64 << 30;
+    vec![
+        case(
+            "sizes in every spelling",
+            Same,
+            &[&[
+                sized("twelve digits", b"000000000005"),
+                sized("binary", &binary(5)),
+                sized("blanks", b"         5\0 "),
+                sized("no zeros", b"5\0\0\0\0\0\0\0\0\0\0\0"),
+                file("nothing", "").patch(124, [0; 12]),
+                file("only blanks", "").patch(124, [b' '; 12]),
+                file("f", "1"),
+            ]],
+        ),
+        case("size below zero", Refused("not a tar header"), &[&[sized("f", &[0xff; 12])]]),
+        case(
+            "size beyond 63 bits",
+            Refused("not a tar header"),
+            &[&[sized("f", &[0x80, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0])]],
+        ),
+        case("size beyond 64 bits", Refused("not a tar header"), &[&[sized("f", &[0xbf; 12])]]),
+        case("size that is no number", Refused("not a tar header"), &[&[sized("f", b"00000000x05\0")]]),
+        case("size that is not octal", Refused("not a tar header"), &[&[sized("f", b"00000000008\0")]]),
+        case("size in pax below zero", Refused(""), &[&[file("f", "12345").pax("size", "-5")]]),
+        case("size in pax that is no number", Refused("pax record `size`"), &[&[file("f", "1").pax("size", "1k")]]),
+        case("size just below 8 gib", Refused("cut short"), &[&[sized("f", b"77777777777\0")]]),
+        case("size of 8 gib in twelve digits", Refused("cut short"), &[&[sized("f", b"100000000000")]]),
+        case("size of 8 gib in binary", Refused("cut short"), &[&[sized("f", &binary(8 * gib))]]),
+        case(
+            "size of 8 gib in pax",
+            Refused("cut short"),
+            &[&[file("f", "12345").size(0).pax("size", (8 * gib).to_string())]],
+        ),
+        case("size in pax wins", Same, &[&[sized("f", &binary(8 * gib)).pax("size", "5"), file("g", "1")]]),
+        case(
+            "other numbers in binary",
+            Same,
+            &[&[
+                file("f", "1").patch(100, b"\x80\0\0\0\0\0\x01\xa4").patch(136, binary(1_400_000_000)),
+                Entry::new(b'3', "c").patch(329, b"\x80\0\0\0\0\0\0\x05").patch(337, b"\x80\0\0\0\0\0\0\x01"),
             ]],
         ),
     ]

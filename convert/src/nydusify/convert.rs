@@ -189,6 +189,7 @@ impl Image<'_> {
                 self.request.source
             );
         }
+        fetch::refuse_artifact(&manifest)?;
         let begun = Instant::now();
         let client = &self.request.source_client;
         let repository = self.request.source.repository();

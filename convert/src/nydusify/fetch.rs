@@ -5,11 +5,14 @@ use bytes::Bytes;
 use nydus_backend::registry::{BlobRequest, Client, RegistryError};
 use sha2::{Digest as _, Sha256};
 
-use super::layer::{TRIES, pause};
+use super::layer::{self, TRIES, pause};
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 
 /// The largest image configuration that is read. Some carry long histories; none that we know of 1 MiB.
 const MAX_CONFIG: u64 = 16 << 20;
+
+/// The most indexes within an index that are read.
+const MAX_DEPTH: usize = 8;
 
 /// Runs `ask` again while it fails in a way that may pass.
 pub(super) async fn persist<T>(
@@ -60,7 +63,23 @@ pub(super) async fn manifests(
         let manifest = parse(&document.media_type, &document.bytes)?;
         return Ok((vec![Found { descriptor, manifest }], None));
     }
-    let index: Index = serde_json::from_slice(&document.bytes).context("the source's index cannot be understood")?;
+    let mut index = parse_index(&document.bytes)?;
+    for _ in 0..MAX_DEPTH {
+        let Some(at) = index.manifests.iter().position(Descriptor::is_index) else { break };
+        // What an inner index lists counts as listed in its place.
+        let inner = index.manifests.remove(at);
+        let digest = inner.digest.as_str();
+        let document =
+            persist("reading an index of the index", async || client.manifest(repository, digest).await).await?;
+        if !document.is_index() {
+            bail!("{digest} is a manifest, and the source's index calls it an index: one of the two is damaged");
+        }
+        let listed = parse_index(&document.bytes)?.manifests;
+        index.manifests.splice(at..at, listed);
+    }
+    if let Some(left) = index.manifests.iter().find(|entry| entry.is_index()) {
+        bail!("the source's index leads to more than {MAX_DEPTH} others, {} among them", left.digest);
+    }
     let chosen = wanted.choose(&index)?;
     let mut found = Vec::new();
     for descriptor in chosen {
@@ -68,12 +87,35 @@ pub(super) async fn manifests(
         let document =
             persist("reading a manifest of the index", async || client.manifest(repository, digest).await).await?;
         if document.is_index() {
-            bail!("{digest} is an index inside an index, which cannot be converted; name it by digest as the source");
+            bail!("{digest} is an index, and the source's index calls it a manifest: one of the two is damaged");
         }
         let manifest = parse(&document.media_type, &document.bytes)?;
         found.push(Found { descriptor, manifest });
     }
     Ok((found, Some(index)))
+}
+
+/// A document that is an index and a manifest is another image to each reader.
+fn refuse_both(bytes: &[u8]) -> anyhow::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Both {
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        config: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        layers: Option<serde::de::IgnoredAny>,
+    }
+    let both: Both = serde_json::from_slice(bytes).context("the source's document is not a JSON object")?;
+    if both.manifests.is_some() && (both.config.is_some() || both.layers.is_some()) {
+        bail!("the source's document is both an index and a manifest, so nobody can tell which image it is");
+    }
+    Ok(())
+}
+
+fn parse_index(bytes: &[u8]) -> anyhow::Result<Index> {
+    refuse_both(bytes)?;
+    serde_json::from_slice(bytes).context("the source's index cannot be understood")
 }
 
 fn parse(media_type: &str, bytes: &[u8]) -> anyhow::Result<Manifest> {
@@ -82,6 +124,7 @@ fn parse(media_type: &str, bytes: &[u8]) -> anyhow::Result<Manifest> {
             "the source is a docker schema 1 image, which cannot be converted; pull and push it with a current docker first"
         );
     }
+    refuse_both(bytes)?;
     let mut manifest: Manifest = serde_json::from_slice(bytes).context("the source's manifest cannot be understood")?;
     if manifest.media_type.is_empty() {
         manifest.media_type = media_type.to_owned();
@@ -129,6 +172,11 @@ impl Wanted {
                     let accepts =
                         |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|offered| platform.accepts(offered));
                     let Some(entry) = images().find(accepts) else {
+                        if images().next().is_none() && index.manifests.iter().any(|entry| entry.platform.is_none()) {
+                            bail!(
+                                "the source's index does not say for which platforms its manifests are; name one of them by its digest"
+                            );
+                        }
                         bail!("the source has no image for {platform}; it has {}", offered());
                     };
                     if !chosen.contains(entry) {
@@ -141,15 +189,27 @@ impl Wanted {
     }
 }
 
+/// Refuses what is no container image. A configuration of an unknown type is believed if all layers are layers of files.
+pub(super) fn refuse_artifact(manifest: &Manifest) -> anyhow::Result<()> {
+    let kind = manifest.config.media_type.as_str();
+    let known = kind == names::OCI_CONFIG || kind == names::DOCKER_CONFIG;
+    let odd = manifest.layers.iter().find(|layer| layer::stated(&layer.media_type).is_err());
+    match odd {
+        Some(layer) if !known => bail!(
+            "the source is not a container image: its configuration has the type `{kind}`, and layer {} the type `{}`",
+            layer.digest,
+            layer.media_type
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Reads an image's configuration.
 pub(super) async fn config(
     client: &Client,
     repository: &str,
     descriptor: &Descriptor,
 ) -> anyhow::Result<serde_json::Value> {
-    if descriptor.media_type != names::OCI_CONFIG && descriptor.media_type != names::DOCKER_CONFIG {
-        bail!("the source is not a container image: its configuration has the type {}", descriptor.media_type);
-    }
     let bytes = blob(client, repository, descriptor, MAX_CONFIG).await.context("reading the image's configuration")?;
     serde_json::from_slice(&bytes).context("the image's configuration cannot be understood")
 }
@@ -166,6 +226,13 @@ pub(super) async fn blob(
         client.blob(repository, digest, &BlobRequest::default()).await?.read(limit).await
     })
     .await?;
+    if bytes.len() as u64 != descriptor.size {
+        bail!(
+            "blob {digest} of {repository} has {} bytes and the manifest tells of {}: one of the two is damaged",
+            bytes.len(),
+            descriptor.size
+        );
+    }
     let found = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
     if found != digest {
         bail!("blob {digest} of {repository} has the digest {found}: the registry's copy is damaged");

@@ -69,6 +69,11 @@ pub(super) async fn make(
     bar: LayerBar,
 ) -> anyhow::Result<Made> {
     let stated = stated(&source.media_type)?;
+    if let Some((kind, _)) = source.digest.split_once(':').filter(|(kind, _)| *kind != "sha256") {
+        bail!(
+            "its digest is of the kind {kind}, and only sha256 is supported: push the source image with sha256 digests"
+        );
+    }
     let (sender, receiver) = mpsc::channel(QUEUE);
     let fetching = tokio::spawn(fetch(client.clone(), repository.to_owned(), source.clone(), sender, bar.clone()));
     let workshop = workshop.clone();
@@ -141,7 +146,7 @@ async fn fetch(
 }
 
 /// Returns how a layer is packed if its media type settles that, as containerd reads media types.
-fn stated(media_type: &str) -> anyhow::Result<Option<Packing>> {
+pub(super) fn stated(media_type: &str) -> anyhow::Result<Option<Packing>> {
     let plain = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
     if plain.contains(&media_type) {
         return Ok(Some(Packing::Plain));
