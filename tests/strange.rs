@@ -25,6 +25,8 @@ use nydus_tests::tree::{self, Record, Table};
 
 #[path = "strange/cases.rs"]
 mod cases;
+#[path = "strange/large.rs"]
+mod large;
 #[path = "strange/lies.rs"]
 mod lies;
 #[path = "strange/image.rs"]
@@ -47,25 +49,8 @@ struct Court {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strange_images_are_what_containerd_makes_of_them() -> Result<()> {
-    if !met(CONTAINERD) || !met(&[Need::ErofsFiles]) {
-        return Ok(());
-    }
-    let scratch = Scratch::new("strange")?;
-    let registry = Registry::start(&scratch.dir("registry")?)?;
-    let liar = Liar::start().await?;
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: String::new(),
-        plain_http: vec![registry.host.clone(), liar.host.clone()],
-        mirror: None,
-        binary: std::env::var_os("SHOAL_CONTAINERD").map(Into::into),
-        private: Vec::new(),
-    };
-    let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
-    let client = image::client(&registry.host)?;
-    let begun = i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs())?;
-    let court = Arc::new(Court { scratch, registry, liar, containerd, client, begun });
+    let Some(court) = Court::open("strange").await? else { return Ok(()) };
+    let court = Arc::new(court);
     let only = std::env::var("SHOAL_CASE").ok();
     let cases = cases::all()
         .into_iter()
@@ -90,6 +75,29 @@ async fn strange_images_are_what_containerd_makes_of_them() -> Result<()> {
 }
 
 impl Court {
+    /// Starts all that is needed; nothing where the machine lacks it.
+    async fn open(purpose: &str) -> Result<Option<Self>> {
+        if !met(CONTAINERD) || !met(&[Need::ErofsFiles]) {
+            return Ok(None);
+        }
+        let scratch = Scratch::new(purpose)?;
+        let registry = Registry::start(&scratch.dir("registry")?)?;
+        let liar = Liar::start().await?;
+        let options = Options {
+            cri_snapshotter: "overlayfs",
+            snapshotter: None,
+            pause: String::new(),
+            plain_http: vec![registry.host.clone(), liar.host.clone()],
+            mirror: None,
+            binary: std::env::var_os("SHOAL_CONTAINERD").map(Into::into),
+            private: Vec::new(),
+        };
+        let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
+        let client = image::client(&registry.host)?;
+        let begun = i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs())?;
+        Ok(Some(Self { scratch, registry, liar, containerd, client, begun }))
+    }
+
     async fn judge(&self, case: &Case) -> Result<()> {
         let repo = case.name.replace(' ', "-");
         let dir = self.scratch.dir(&repo)?;

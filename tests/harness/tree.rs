@@ -12,8 +12,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nydus_rafs::{Algorithm, Digest};
+use nydus_rafs::Digest;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 /// What one path is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,9 +115,15 @@ fn record(path: &Path) -> io::Result<Record> {
 }
 
 fn content(path: &Path) -> io::Result<Digest> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.read_to_end(&mut bytes)?;
-    Ok(Algorithm::Sha256.digest(&bytes))
+    let mut file = fs::File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 128 << 10];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(Digest(hash.finalize().into())),
+            len => hash.update(&piece[..len]),
+        }
+    }
 }
 
 /// Reads a table from lines as `manifest.py` prints them.

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
 use nydus_backend::registry::Client;
-use nydus_rafs::Algorithm;
+use nydus_rafs::{Algorithm, Digest};
 use nydus_tests::rawtar::{self, Entry};
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", Algorithm::Sha256.digest(bytes))
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(6));
     gzip.write_all(bytes).and_then(|()| gzip.finish()).expect("memory takes all that is written")
 }
@@ -46,6 +46,12 @@ impl Layer {
     pub(crate) fn stored(media_type: &str, stored: Vec<u8>, tar: &[u8]) -> Self {
         let media_type = format!("{OCI}.{media_type}");
         Self { media_type, stored, diff_id: digest(tar), size_off_by: 0, corrupt: false }
+    }
+
+    /// A gzip layer whose tar is known by its digest alone.
+    pub(crate) fn streamed(stored: Vec<u8>, diff_id: &Digest) -> Self {
+        let media_type = format!("{OCI}.layer.v1.tar+gzip");
+        Self { media_type, stored, diff_id: format!("sha256:{diff_id}"), size_off_by: 0, corrupt: false }
     }
 
     /// A gzip layer of several members.
