@@ -5,9 +5,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+
+/// How long a credential helper may take: it may ask a cloud, and somebody waits for a mount or a read.
+const HELPER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A proof of identity for one registry.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -87,7 +92,7 @@ impl Credential {
     /// `~/.docker/config.json`), asking its credential helpers. No file and no entry are anonymous.
     ///
     /// `registry` is a host as in an image name; Docker Hub is found under its classic key. Helpers are
-    /// programs, so this blocks: call it from a thread that may wait.
+    /// programs, so this blocks, for at most five seconds: call it from a thread that may wait.
     ///
     /// # Errors
     ///
@@ -118,7 +123,11 @@ impl Credential {
             "docker.io" | "index.docker.io" | "registry-1.docker.io" => "https://index.docker.io/v1/",
             other => other,
         };
-        match docker_credential::get_credential_from_reader(&*text, key) {
+        let key = key.to_owned();
+        let found = within(HELPER_LIMIT, move || docker_credential::get_credential_from_reader(&*text, &key));
+        match found.ok_or_else(|| {
+            refuse(path.clone(), format!("its helper did not answer within {} s", HELPER_LIMIT.as_secs()))
+        })? {
             Ok(DockerCredential::IdentityToken(token)) if token.is_empty() => Ok(Self::Anonymous),
             Ok(DockerCredential::IdentityToken(token)) => Ok(Self::Identity(token)),
             Ok(DockerCredential::UsernamePassword(user, password)) => Ok(Self::Basic { user, password }),
@@ -136,6 +145,16 @@ impl Credential {
             Err(other) => Err(refuse(path, other.to_string())),
         }
     }
+}
+
+/// Waits for an answer on a thread that is left to itself when it takes too long.
+fn within<T: Send + 'static>(limit: Duration, answer: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody listens any more when it took too long.
+        drop(tell.send(answer()));
+    });
+    told.recv_timeout(limit).ok()
 }
 
 fn docker_config_path() -> Option<PathBuf> {
@@ -197,5 +216,14 @@ mod tests {
         );
         std::fs::write(&path, "{").unwrap();
         assert!(Credential::from_docker_config_at(path.clone(), "docker.io").is_err());
+    }
+
+    #[test]
+    fn who_takes_too_long_is_not_waited_for() {
+        let hung = || std::thread::sleep(Duration::from_secs(3));
+        let begun = std::time::Instant::now();
+        assert_eq!(within(Duration::from_millis(50), hung), None);
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert_eq!(within(HELPER_LIMIT, || 7), Some(7));
     }
 }

@@ -17,4 +17,4 @@ pub mod route;
 
 pub use config::Config;
 pub use credentials::Credential;
-pub use route::{Avoid, Route, RouteOptions, Served, SourceError, Urgency, WholeBlob};
+pub use route::{Avoid, CredentialSource, Route, RouteOptions, Served, SourceError, Urgency, WholeBlob};

@@ -448,6 +448,11 @@ impl Client {
         self.forget();
     }
 
+    /// Tells whether this is the credential in use.
+    pub(crate) fn shows(&self, credential: &Credential) -> bool {
+        self.0.identity.is(credential)
+    }
+
     /// Forgets what this client learned with an earlier credential.
     pub(crate) fn forget(&self) {
         lock(&self.0.wanted).clear();
@@ -492,7 +497,7 @@ impl Client {
                 match self.0.http.send(probe).await {
                     Ok(_) => Ok(https),
                     Err(_) if !self.speaks_plain(&plain).await.unwrap_or(false) => Ok(https),
-                    Err(_) if self.0.identity.is_anonymous() => Ok(plain),
+                    Err(_) if self.0.identity.is(&Credential::Anonymous) => Ok(plain),
                     Err(_) => Err(RegistryError::WouldLeak { to: self.0.host.clone() }),
                 }
             }

@@ -10,6 +10,7 @@
 
 mod error;
 mod health;
+mod renewal;
 mod source;
 mod whole;
 
@@ -23,6 +24,7 @@ use nydus_rafs::BlobId;
 use tokio::time::{Instant, timeout_at};
 
 pub use error::SourceError;
+pub use renewal::CredentialSource;
 use source::{Answer, Ask, Sources};
 pub use whole::WholeBlob;
 
@@ -93,6 +95,8 @@ pub struct RouteOptions {
     pub counters: Arc<Counters>,
     /// Takes the place of the credential in the configuration.
     pub credential: Option<Credential>,
+    /// Asked for the current credential when the registry refuses the one in use.
+    pub renewal: Option<CredentialSource>,
     /// How long mirrors and proxies may be silent; the configuration may lower it.
     pub mirror_limits: Timeouts,
     /// How long the registry may be silent; the configuration may lower it.
@@ -108,6 +112,7 @@ impl Default for RouteOptions {
             prefetch_deadline: Duration::from_secs(15),
             counters: Arc::default(),
             credential: None,
+            renewal: None,
             mirror_limits: Timeouts::MIRROR,
             registry_limits: Timeouts::REGISTRY,
             pools: Pools::default(),
@@ -337,8 +342,10 @@ impl Route {
         let mut last: Option<RegistryError> = None;
         let mut backoff = BACKOFF.0;
         let mut odd = 0;
-        for round in 1_u32.. {
+        let mut renewed = false;
+        'rounds: for round in 1_u32.. {
             sources.note_traffic();
+            let credentials = sources.credentials_seen();
             let chosen = sources.choose(ask.avoid());
             let count = chosen.len();
             for (index, source) in chosen.into_iter().enumerate() {
@@ -370,7 +377,15 @@ impl Route {
                 match source.judge(&error, urgency) {
                     Judgement::Ask => {}
                     Judgement::Odd => odd += 1,
-                    Judgement::Stop(failure) => return Err(failure(error)),
+                    Judgement::Stop(failure) => {
+                        let failure = failure(error);
+                        let denied = matches!(failure, Failure::Denied(_));
+                        if denied && !renewed && sources.has_newer_credential(credentials, deadline).await {
+                            renewed = true;
+                            continue 'rounds;
+                        }
+                        return Err(failure);
+                    }
                 }
                 last = Some(error);
             }

@@ -87,8 +87,8 @@ impl Identity {
         *lock(&self.state) = State { credential, ..State::default() };
     }
 
-    pub(super) fn is_anonymous(&self) -> bool {
-        lock(&self.state).credential == Credential::Anonymous
+    pub(super) fn is(&self, credential: &Credential) -> bool {
+        lock(&self.state).credential == *credential
     }
 
     pub(super) fn basic(&self) -> Option<HeaderValue> {

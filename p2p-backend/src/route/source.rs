@@ -1,7 +1,7 @@
 //! The sources of one repository: its mirrors or its proxy, and the registry itself.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::health::{Health, Pause, Weight};
+use super::renewal::Renewal;
 use super::{Avoid, Failure, Judgement, RouteOptions, SourceError, Urgency};
 use crate::config::{Mirror, Proxy as ProxyConfig, Registry};
 use crate::credentials::Credential;
@@ -108,6 +109,9 @@ pub(super) struct Sources {
     all: Vec<Arc<Source>>,
     origin: Client,
     common: Arc<Common>,
+    pub(super) renewal: Option<Renewal>,
+    /// How often the credential was replaced.
+    pub(super) replaced: AtomicU64,
 }
 
 impl Sources {
@@ -196,7 +200,8 @@ impl Sources {
             let mirrors = in_force.join(", ");
             tracing::info!(registry = %config.host, repo = %config.repo, "mirrors in force, in this order: {mirrors}");
         }
-        Ok(Self { place, repository: config.repo.clone(), all, origin, common })
+        let renewal = route.renewal.clone().map(Renewal::new);
+        Ok(Self { place, repository: config.repo.clone(), all, origin, common, renewal, replaced: AtomicU64::new(0) })
     }
 
     pub(super) fn set_credential(&self, credential: Credential) {
@@ -206,6 +211,12 @@ impl Sources {
             source.client.forget();
             lock(&source.health).end_pause();
         }
+        self.replaced.fetch_add(1, Ordering::Release);
+    }
+
+    /// Tells whether the sources show this credential already.
+    pub(super) fn uses(&self, credential: &Credential) -> bool {
+        self.origin.shows(credential)
     }
 
     pub(super) fn note_traffic(&self) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use nydus_backend::memory::{Fault, Memory};
-use nydus_backend::{Avoid, Config, Credential, Route, RouteOptions, SourceError, Urgency};
+use nydus_backend::{Avoid, Config, Credential, CredentialSource, Route, RouteOptions, SourceError, Urgency};
 use nydus_rafs::BlobId;
 use serde_json::{Value, json};
 
@@ -291,6 +291,93 @@ async fn a_new_credential_is_used_by_mirrors_and_registry_alike() {
     route.set_credential(Credential::from_auth("dTpw").unwrap());
     let served = route.read_from(&blob(), 10..20, Urgency::Demand, Avoid::Nothing).await.unwrap();
     assert!(served.from_mirror);
+}
+
+/// A registry that believes one password at a time, `u:` and the number.
+fn turning(believed: &Arc<AtomicUsize>) -> impl Fn(&Seen) -> Reply + Send + Sync + use<> {
+    let believed = Arc::clone(believed);
+    move |seen: &Seen| {
+        let right = basic(believed.load(SeqCst)).basic_header().unwrap();
+        if seen.header("authorization") == right {
+            good(seen)
+        } else {
+            Reply::new(401).header("WWW-Authenticate", "Basic")
+        }
+    }
+}
+
+fn basic(number: usize) -> Credential {
+    Credential::Basic { user: "u".into(), password: number.to_string() }
+}
+
+/// Options with a source that knows the password `known`, and counts how often it is asked.
+fn renewing(known: &Arc<AtomicUsize>, asked: &Arc<AtomicUsize>) -> RouteOptions {
+    let (known, asked) = (Arc::clone(known), Arc::clone(asked));
+    let source = CredentialSource::new(move || {
+        asked.fetch_add(1, SeqCst);
+        let credential = basic(known.load(SeqCst));
+        async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(credential)
+        }
+    });
+    RouteOptions { credential: Some(basic(1)), renewal: Some(source), ..options() }
+}
+
+#[tokio::test]
+async fn a_refused_credential_is_replaced_by_the_current_one_within_the_same_read() {
+    let [believed, known, asked] = [1, 1, 0].map(|number| Arc::new(AtomicUsize::new(number)));
+    let (origin, mirror) = (Server::start(turning(&believed)).await, Server::start(turning(&believed)).await);
+    let route = route(&origin.host(), json!([{"host": mirror.url("")}]), renewing(&known, &asked));
+    assert_eq!(read(&route).await.unwrap(), expected());
+    assert_eq!(asked.load(SeqCst), 0, "nobody is asked while the credential is good");
+    believed.store(2, SeqCst);
+    known.store(2, SeqCst);
+    let readers = (0..20).map(|_| read(&route));
+    for outcome in futures::future::join_all(readers).await {
+        assert_eq!(outcome.unwrap(), expected());
+    }
+    assert_eq!(asked.load(SeqCst), 1, "readers that are refused together ask once");
+}
+
+#[tokio::test]
+async fn a_refusal_stands_while_there_is_no_other_credential_and_nobody_asks_in_a_tight_loop() {
+    let [believed, known, asked] = [2, 1, 0].map(|number| Arc::new(AtomicUsize::new(number)));
+    let origin = Server::start(turning(&believed)).await;
+    let route = route(&origin.host(), json!([]), renewing(&known, &asked));
+    let begun = std::time::Instant::now();
+    for round in 1..=2 {
+        for outcome in futures::future::join_all((0..20).map(|_| read(&route))).await {
+            assert!(outcome.unwrap_err().is_denied());
+        }
+        assert_eq!(asked.load(SeqCst), round);
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(1), "two questions are a second apart");
+    known.store(2, SeqCst);
+    assert_eq!(read(&route).await.unwrap(), expected(), "the refusal was not remembered");
+}
+
+#[tokio::test]
+async fn a_source_of_credentials_that_hangs_or_fails_costs_a_bounded_time() {
+    let [believed, never] = [2, 0].map(|number| Arc::new(AtomicUsize::new(number)));
+    let origin = Server::start(turning(&believed)).await;
+    for hangs in [true, false] {
+        let asked = Arc::clone(&never);
+        let source = CredentialSource::new(move || {
+            asked.fetch_add(1, SeqCst);
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                Err("the snapshotter is not there".to_owned())
+            }
+        });
+        let options = RouteOptions { credential: Some(basic(1)), renewal: Some(source), ..impatient(1500) };
+        let begun = std::time::Instant::now();
+        assert!(read(&route(&origin.host(), json!([]), options)).await.unwrap_err().is_denied());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+    assert_eq!(never.load(SeqCst), 2);
 }
 
 #[tokio::test]
