@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::backend_source::BackendSource;
 use crate::build;
 
 /// Nydus daemon: gives container images to the kernel, chunk by chunk as they are read.
@@ -42,6 +43,11 @@ pub struct Global {
     /// Path to the supervisor's socket, for live upgrade and failover
     #[arg(long, value_name = "PATH", global = true)]
     pub supervisor: Option<PathBuf>,
+
+    /// Who is asked for the current pull credential when a registry refuses the one in use: the path of the
+    /// snapshotter's socket, followed by /api/v1/daemons/ID/backend [env: NYDUSD_BACKEND_SOURCE]
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    pub backend_source: Option<BackendSource>,
 
     /// Start without mounting and wait for a takeover
     #[arg(long, global = true)]

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::types::{DaemonInfo, DaemonState, MountInfo, MountRequest};
+use crate::backend_source::BackendSource;
 use crate::build;
 use crate::clock::Moment;
 use crate::config::{self, Config};
@@ -91,6 +92,8 @@ pub struct Settings {
     pub id: Option<String>,
     /// `--supervisor`.
     pub supervisor: Option<PathBuf>,
+    /// `--backend-source`.
+    pub backend_source: Option<BackendSource>,
     /// What the kernel is told.
     pub session: crate::fuse::session::Options,
     /// Changes the level of the log.
@@ -381,7 +384,8 @@ impl Daemon {
     fn open(&self, spec: Spec) -> Result<Arc<Instance>, DaemonError> {
         spec.config.ready_to_mount().map_err(InstanceError::from)?;
         let store = self.store(&spec.config)?;
-        Ok(Arc::new(Instance::open(spec, &store, self.0.events.clone(), self.0.pools.clone())?))
+        let renewal = self.0.settings.backend_source.as_ref().map(|source| source.of_mount(&spec.mountpoint));
+        Ok(Arc::new(Instance::open(spec, &store, self.0.events.clone(), self.0.pools.clone(), renewal)?))
     }
 
     /// Returns the store of a cache directory, opened once however many images use it.

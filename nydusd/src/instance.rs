@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use nydus_backend::http::Pools;
-use nydus_backend::{Credential, Route, RouteOptions, SourceError};
+use nydus_backend::{Credential, CredentialSource, Route, RouteOptions, SourceError};
 use nydus_rafs::blob::section::SectionError;
 use nydus_rafs::{BlobId, Bootstrap, FormatError, Ino};
 use tokio::runtime::Handle;
@@ -109,13 +109,21 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Opens an image; its connections are taken from `pools`. Blocks for as long as the bootstrap takes to read.
-    pub fn open(spec: Spec, store: &Store, events: Arc<EventLog>, pools: Pools) -> Result<Self, InstanceError> {
+    /// Opens an image; its connections are taken from `pools`, and `renewal` is asked when its credential is refused. Blocks
+    /// for as long as the bootstrap takes to read.
+    pub fn open(
+        spec: Spec,
+        store: &Store,
+        events: Arc<EventLog>,
+        pools: Pools,
+        renewal: Option<CredentialSource>,
+    ) -> Result<Self, InstanceError> {
         if let Some(wrong) = spec.prefetch_files.iter().flatten().find(|path| !path.starts_with('/')) {
             return Err(InstanceError::PrefetchPath(wrong.clone()));
         }
         let bootstrap = bootstrap::load(&spec.source)?;
-        let options = RouteOptions { deadline: spec.config.request_deadline(), pools, ..RouteOptions::default() };
+        let deadline = spec.config.request_deadline();
+        let options = RouteOptions { deadline, pools, renewal, ..RouteOptions::default() };
         let route =
             Route::open(&spec.config.backend, options).map_err(|error| InstanceError::Backend(Box::new(error)))?;
         let reading = Options {

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod backend_source;
 pub mod build;
 pub mod cli;
 mod clock;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use nydusd::api::server;
+use nydusd::backend_source::{BACKEND_SOURCE, BackendSource};
 use nydusd::cli::{self, Asked, Invocation};
 use nydusd::config;
 use nydusd::daemon::{Daemon, Ending, Settings};
@@ -96,6 +97,7 @@ async fn serve(invocation: &Invocation, log: log::LevelControl) -> anyhow::Resul
         Settings {
             id: global.id.clone(),
             supervisor: global.supervisor.clone(),
+            backend_source: backend_source(global)?,
             session: session::Options {
                 mountpoint,
                 threads: fuse.fuse_threads as usize,
@@ -136,6 +138,17 @@ async fn serve(invocation: &Invocation, log: log::LevelControl) -> anyhow::Resul
     }
     tracing::info!("nydusd ends");
     Ok(())
+}
+
+/// Returns who knows the current pull credential. A snapshotter names itself in the environment, which a daemon that does
+/// not know the flag passes over.
+fn backend_source(global: &cli::Global) -> anyhow::Result<Option<BackendSource>> {
+    match std::env::var(BACKEND_SOURCE) {
+        Ok(text) if global.backend_source.is_none() && !text.is_empty() => {
+            text.parse().map(Some).with_context(|| format!("could not use the environment variable {BACKEND_SOURCE}"))
+        }
+        _ => Ok(global.backend_source.clone()),
+    }
 }
 
 /// Returns what the command line says to mount.

@@ -300,7 +300,7 @@ fn with_id(path: &str, id: Option<&str>) -> String {
 }
 
 /// Appends a query, percent-encoding what is not plainly safe.
-fn with_query(path: &str, pairs: &[(&str, &str)]) -> String {
+pub(crate) fn with_query(path: &str, pairs: &[(&str, &str)]) -> String {
     let mut out = path.to_owned();
     for (index, (key, value)) in pairs.iter().enumerate() {
         out.push(if index == 0 { '?' } else { '&' });

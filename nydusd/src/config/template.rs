@@ -62,11 +62,15 @@ impl Template {
 
     /// Returns a key of the backend's own table.
     pub fn backend(&self, key: &str) -> Option<&Value> {
-        let table = match self.dialect {
-            Dialect::V1 => self.document.get("device")?.get("backend")?.get("config")?,
-            Dialect::V2 => self.document.get("backend")?.get(self.backend_kind())?,
-        };
-        table.get(key)
+        self.backend_table()?.get(key)
+    }
+
+    /// Returns the backend's own table.
+    pub fn backend_table(&self) -> Option<&Value> {
+        match self.dialect {
+            Dialect::V1 => self.document.get("device")?.get("backend")?.get("config"),
+            Dialect::V2 => self.document.get("backend")?.get(self.backend_kind()),
+        }
     }
 
     /// Sets a key of the backend's own table (`host`, `repo`, `auth`, `registry_token`, `scheme`, `mirrors`, ...).

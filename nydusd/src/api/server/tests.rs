@@ -10,6 +10,7 @@ fn daemon() -> Daemon {
     let settings = Settings {
         id: None,
         supervisor: None,
+        backend_source: None,
         session: session::Options { mountpoint: PathBuf::from("/nonexistent"), threads: 1, mode: Mode::Shared },
         log: LevelControl::none(),
     };
