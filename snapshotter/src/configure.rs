@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nydus_backend::Credential;
 use nydus_backend::registry::Reference;
 use nydusd::config::{ConfigError, Template};
 
-use crate::credentials;
+use crate::credentials::{self, Found};
 use crate::labels::{self, Labels};
 
 /// Tells a mirror which registry a request is meant for.
@@ -103,14 +104,7 @@ pub fn fill(
 
 fn authenticate(template: &mut Template, layer: &labels::Layer, registry: &str, earlier: Option<&Path>) {
     match credentials::find(layer.secret.as_ref(), registry) {
-        Some(credentials::Found::Basic { user, password }) => {
-            template.remove_backend("registry_token");
-            template.set_backend("auth", STANDARD.encode(format!("{user}:{password}")));
-        }
-        Some(credentials::Found::Token(token)) => {
-            template.remove_backend("auth");
-            template.set_backend("registry_token", token);
-        }
+        Some(found) => set_credential(template, &found),
         None => {
             let Some(before) = earlier.and_then(|path| Template::load(path).ok()) else { return };
             for key in ["auth", "registry_token"] {
@@ -121,6 +115,29 @@ fn authenticate(template: &mut Template, layer: &labels::Layer, registry: &str, 
                 }
             }
         }
+    }
+}
+
+/// Writes a credential into the backend section.
+pub fn set_credential(template: &mut Template, found: &Found) {
+    match found {
+        Found::Basic { user, password } => {
+            template.remove_backend("registry_token");
+            template.set_backend("auth", STANDARD.encode(format!("{user}:{password}")));
+        }
+        Found::Token(token) => {
+            template.remove_backend("auth");
+            template.set_backend("registry_token", token.as_str());
+        }
+    }
+}
+
+/// Reads the credential of the backend section.
+pub fn credential(template: &Template) -> Option<Found> {
+    let text = |key| template.backend(key)?.as_str().filter(|text| !text.is_empty());
+    match (text("auth").map(Credential::from_auth), text("registry_token")) {
+        (Some(Ok(Credential::Basic { user, password })), _) => Some(Found::Basic { user, password }),
+        (_, token) => token.map(|token| Found::Token(token.to_owned())),
     }
 }
 

@@ -5,7 +5,7 @@
 //! nydusd mounts, then the image is recorded as live; so after a kill at any moment the records name everything that
 //! nydusd may have.
 //!
-//! Whoever wants an image that is being mounted joins the one attempt, and waits no longer than 20 seconds; the attempt
+//! Whoever wants an image that is being mounted joins the one attempt, and waits no longer than 19 seconds; the attempt
 //! goes on, so that a repeat finds it further along.
 
 use std::collections::HashMap;
@@ -19,6 +19,7 @@ use nydusd::api::client::Client;
 use nydusd::config::Template;
 use tokio_util::sync::CancellationToken;
 
+use crate::credentials::Found;
 use crate::layout::Layout;
 use crate::meta::{Meta, Record};
 use crate::status::SnapshotError;
@@ -27,13 +28,15 @@ mod error;
 mod instance;
 mod process;
 mod recover;
+mod renewal;
 mod spawn;
 
 pub use error::ServeError;
 pub use process::Process;
 
-/// How long a call waits for its image, the start of nydusd included.
-const SERVE_LIMIT: Duration = Duration::from_secs(20);
+/// How long a call waits for its image, the start of nydusd included. The call itself has 20 s, for records and directories
+/// too.
+const SERVE_LIMIT: Duration = Duration::from_secs(19);
 
 /// How long nydusd may take for one mount or unmount.
 const API_LIMIT: Duration = Duration::from_secs(5);
@@ -102,6 +105,8 @@ struct Inner {
     mode: Mutex<Mode>,
     daemons: Mutex<HashMap<String, Arc<Daemon>>>,
     attempts: Mutex<HashMap<u64, Attempt>>,
+    /// Credentials that the registry of an image refused.
+    refusals: Mutex<HashMap<u64, Vec<Found>>>,
     closing: CancellationToken,
 }
 
@@ -187,6 +192,7 @@ impl Daemons {
             mode,
             daemons: Mutex::default(),
             attempts: Mutex::default(),
+            refusals: Mutex::default(),
             closing: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -195,7 +201,7 @@ impl Daemons {
     /// Makes sure that the image of the bootstrap snapshot `record` is mounted; returns the owner of its root.
     ///
     /// # Errors
-    /// `Unavailable` when nydusd does not start or it takes more than 20 seconds, else what is wrong with the image.
+    /// `Unavailable` when nydusd does not start or it takes more than 19 seconds, else what is wrong with the image.
     pub async fn serve(&self, record: &Record) -> Result<Owner, SnapshotError> {
         let image = record.id;
         if let Some(owner) = self.inner.daemon_of(image).and_then(|daemon| daemon.serving(image)) {

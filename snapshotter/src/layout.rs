@@ -6,6 +6,7 @@
 //!       mnt/ or mnt/<id>                       RAFS mounts
 //!       config/<daemon>/<id>/config.json       what nydusd is told, credentials included (0600)
 //!       socket/<daemon>/api.sock               nydusd's API
+//!       socket/own.sock                        ours, on which nydusd asks for current credentials
 //!       logs/<daemon>/nydusd.log
 //!       cache/                                 blob caches, unless the template names another place
 //! ```
@@ -83,6 +84,11 @@ impl Layout {
     /// A daemon's API socket.
     pub fn api_socket(&self, daemon: &str) -> PathBuf {
         self.root.join("socket").join(daemon).join("api.sock")
+    }
+
+    /// The socket on which daemons ask us.
+    pub fn own_socket(&self) -> PathBuf {
+        self.root.join("socket/own.sock")
     }
 
     /// A daemon's log.

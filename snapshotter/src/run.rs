@@ -19,7 +19,7 @@ use crate::layout::Layout;
 use crate::meta::Meta;
 use crate::metrics::Metrics;
 use crate::overlay;
-use crate::server;
+use crate::server::{self, SocketOwner};
 use crate::snapshots::Snapshots;
 use crate::system_api::{self, Sources};
 
@@ -65,6 +65,9 @@ pub async fn serve(config: Config) -> Result<()> {
         skip_verify: config.skip_verify,
     };
     let daemons = Daemons::new(layout.clone(), settings, template, meta.clone());
+    // Before any nydusd starts: its first read may be refused.
+    let own = server::bind(&layout.own_socket(), SocketOwner::default()).await?;
+    tokio::spawn(axum::serve(own, system_api::private(daemons.clone())).into_future());
     daemons.recover().await;
 
     let cache = Arc::new(Cache::new(work_dir, ours));

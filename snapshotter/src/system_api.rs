@@ -1,9 +1,11 @@
-//! What operators may ask: metrics over TCP, the daemons over a unix socket.
+//! What may be asked: by operators, metrics over TCP and the daemons over a unix socket; by our own daemons, the current
+//! backend of an image, credentials included, over a socket that only root reaches.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -42,6 +44,25 @@ pub fn system(sources: Sources) -> Router {
         .route("/v1/metrics", get(show_metrics))
         .fallback(async |uri: Uri| refuse(&uri))
         .with_state(sources)
+}
+
+/// Answers `GET /api/v1/daemons/ID/backend`. The answer holds credentials, so this is not for the system API's socket,
+/// which may belong to others.
+pub fn private(daemons: Daemons) -> Router {
+    Router::new().route("/api/v1/daemons/{id}/backend", get(show_backend)).with_state(daemons)
+}
+
+async fn show_backend(
+    State(daemons): State<Daemons>,
+    Path(id): Path<String>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
+    let mountpoint = query.get("mountpoint").cloned().unwrap_or_default();
+    match daemons.backend(id, mountpoint).await {
+        Ok(Some(section)) => axum::Json(section).into_response(),
+        Ok(None) => problem(StatusCode::NOT_FOUND, "this daemon serves no such image"),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.full_text()),
+    }
 }
 
 async fn show_metrics(State(sources): State<Sources>) -> Response {

@@ -81,7 +81,11 @@ const KEYS: &[(&str, Type, Use)] = &[
     ("remote.auth.enable_kubelet_credential_providers", Bool, Ignored(LATER)),
     ("remote.auth.credential_provider_config", Text, Ignored(LATER)),
     ("remote.auth.credential_provider_bin_dir", Text, Ignored(LATER)),
-    ("remote.auth.credential_renewal_interval", Text, Ignored(LATER)),
+    (
+        "remote.auth.credential_renewal_interval",
+        Text,
+        Ignored("credentials are looked for again when a registry refuses them"),
+    ),
     ("snapshot.enable_nydus_overlayfs", Bool, Refused(NO_VM)),
     ("snapshot.nydus_overlayfs_path", Text, Ignored(LATER)),
     ("snapshot.enable_kata_volume", Bool, Refused(NO_VM)),
@@ -99,7 +103,13 @@ const KEYS: &[(&str, Type, Use)] = &[
     ),
     ("experimental.enable_referrer_detect", Bool, Ignored(LATER)),
     ("experimental.enable_index_detect", Bool, Ignored(LATER)),
-    ("experimental.enable_backend_source", Bool, Ignored(LATER)),
+    (
+        "experimental.enable_backend_source",
+        Bool,
+        Ignored(
+            "nydusd always asks for the current credential when the one in its file, which only root can read, is refused",
+        ),
+    ),
     ("experimental.tarfs.enable_tarfs", Bool, Refused("tarfs is not supported yet: set it to false")),
     ("experimental.tarfs.mount_tarfs_on_host", Bool, Ignored(LATER)),
     ("experimental.tarfs.tarfs_hint", Bool, Ignored(LATER)),

@@ -141,6 +141,7 @@ impl Inner {
             Serves::One(_) => spawn::stop(&daemon).await,
         }
         daemon.lock().mounted.remove(&image);
+        self.refusals.lock().expect("no code panics while it holds this lock").remove(&image);
         let meta = self.meta.clone();
         let forgotten = tokio::task::spawn_blocking(move || meta.forget_instance(image)).await;
         forgotten.map_err(|error| ServeError::Records(error.to_string()))??;

@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nydusd::api::types::DaemonState;
+use nydusd::backend_source::BACKEND_SOURCE;
 use tokio::process::Command;
 
 use super::{Daemon, Inner, Process, ServeError, Serves};
@@ -60,6 +61,8 @@ impl Inner {
             command.arg("--bootstrap").arg(found.path);
             command.arg("--config").arg(self.layout.image_config(&daemon.name, image));
         }
+        let source = format!("{}/api/v1/daemons/{}/backend", self.layout.own_socket().display(), daemon.name);
+        command.env(BACKEND_SOURCE, source);
         // A group of its own: a terminal's interrupt is for us, and containers must outlive us.
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         let failed = |why: String| ServeError::Start { program: self.settings.nydusd.clone(), why };

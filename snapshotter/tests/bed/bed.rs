@@ -1,7 +1,5 @@
 //! The real program on a real socket, in a directory of its own.
 
-#![expect(dead_code, reason = "each test file uses a part of the bed")]
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +25,8 @@ pub(crate) struct Bed {
     child: Option<Child>,
     nydusd: PathBuf,
     flags: Vec<String>,
+    /// Further variables for the program.
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 /// A template that finds blobs in a directory.
@@ -48,13 +48,19 @@ impl Bed {
     }
 
     pub(crate) async fn new(nydusd: &Path, template: &str, flags: &[&str]) -> Self {
+        let mut bed = Self::unstarted(nydusd, template, flags);
+        bed.start().await;
+        bed
+    }
+
+    /// Everything but the program itself, so that its root can be something special.
+    pub(crate) fn unstarted(nydusd: &Path, template: &str, flags: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("snap-").tempdir().expect("a directory");
         std::fs::write(dir.path().join("template.json"), template).expect("written");
         let client = connect(&dir.path().join("s.sock"));
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut bed = Self { dir, client, child: None, nydusd: nydusd.to_path_buf(), flags };
-        bed.start().await;
-        bed
+        let environment = Vec::new();
+        Self { dir, client, child: None, nydusd: nydusd.to_path_buf(), flags, environment }
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -70,6 +76,8 @@ impl Bed {
         command.arg("--root").arg(self.root()).arg("--address").arg(self.dir.path().join("s.sock"));
         command.arg("--nydusd-config").arg(self.dir.path().join("template.json")).arg("--nydusd").arg(&self.nydusd);
         command.args(["--log-to-stdout", "--log-level", "debug"]).args(&self.flags);
+        // Whoever runs the tests may have accounts of their own.
+        command.env("DOCKER_CONFIG", self.dir.path().join("docker")).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("cloned")).stderr(log);
         self.child = Some(command.spawn().expect("the program was built for this test"));
         let begun = Instant::now();
@@ -86,6 +94,10 @@ impl Bed {
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().expect("it runs").id()).expect("small")
     }
 
     /// Ends the program without a chance to tidy up.
