@@ -1,16 +1,19 @@
 //! containerd's snapshots service on [`Snapshots`].
 //!
 //! Only translation: strings and maps become our types, our answers become theirs. Each call runs as a task of its own, so a
-//! client that hangs up in the middle does not stop it halfway.
+//! client that hangs up in the middle does not stop it halfway. No call keeps its caller longer than its limit: what is not
+//! done by then goes on, and the answer is `UNAVAILABLE`. A snapshot whose caller is gone is not created any more, so
+//! that a repeat does not find a stranger under its key.
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use containerd_snapshots as ctd;
 use containerd_snapshots::api::types::Mount as WireMount;
 use futures::Stream;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::meta::{Kind, Record};
@@ -18,6 +21,12 @@ use crate::metrics::{Metrics, Operation};
 use crate::mounts::Mount;
 use crate::snapshots::Snapshots;
 use crate::status::SnapshotError;
+
+/// How long Prepare, View and Mounts may take, the start of nydusd included.
+const MOUNTS_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long any other call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -34,15 +43,26 @@ impl Service {
         Self { snapshots, metrics }
     }
 
-    /// Runs a call to its end, whatever becomes of the caller.
+    /// Runs a call to its end, whatever becomes of the caller, who hears of it within the call's limit.
     async fn run<T, F>(&self, span: tracing::Span, operation: Option<Operation>, call: F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let begun = Instant::now();
+        let limit = match operation {
+            Some(Operation::Prepare | Operation::Mounts) => MOUNTS_LIMIT,
+            _ => CALL_LIMIT,
+        };
         let task = tokio::spawn(call.instrument(span.clone()));
-        let answer = task.await.map_err(|error| SnapshotError::Task(error.to_string())).and_then(|answer| answer);
+        let answer = match tokio::time::timeout(limit, task).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Err(SnapshotError::Task(error.to_string())),
+            Err(_) => Err(SnapshotError::Unavailable(format!(
+                "the call is not done after {} s and goes on without its caller: repeat it",
+                limit.as_secs()
+            ))),
+        };
         if let Some(operation) = operation {
             self.metrics.took(operation, begun.elapsed());
         }
@@ -74,7 +94,10 @@ impl Service {
         };
         let snapshots = self.snapshots.clone();
         let labels = labels.into_iter().collect();
-        let call = async move { snapshots.create(kind, key, parent, labels).await };
+        let gone = CancellationToken::new();
+        // Dropped when the caller hangs up, and when the limit has passed.
+        let _waiting = gone.clone().drop_guard();
+        let call = async move { snapshots.create(kind, key, parent, labels, gone).await };
         Ok(self.run(span, Some(Operation::Prepare), call).await?.into_iter().map(wire).collect())
     }
 }

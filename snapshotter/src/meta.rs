@@ -13,9 +13,9 @@
 //! was never committed: whoever makes a directory for a fresh number may therefore find one, and it is rubbish.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use crate::labels::{self, Labels};
@@ -23,8 +23,10 @@ use crate::plan::Ancestor;
 use crate::status::SnapshotError;
 use crate::usage::Usage;
 
+mod database;
 mod record;
 
+use database::Database;
 pub use record::{Fresh, Frozen, Instance, Kind, Record, Stage};
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -33,9 +35,6 @@ const CHILDREN: TableDefinition<'_, (u64, u64), ()> = TableDefinition::new("chil
 const INSTANCES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("instances");
 const GARBAGE: TableDefinition<'_, &str, ()> = TableDefinition::new("garbage");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
-
-/// How long another process may hold the records before we give up: it may be on its way out.
-const WAIT_FOR_RECORDS: Duration = Duration::from_secs(4);
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -51,23 +50,7 @@ impl Meta {
     /// # Errors
     /// When another process keeps them open for more than four seconds, or they cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let begun = std::time::Instant::now();
-        let db = loop {
-            match Database::create(path) {
-                Ok(db) => break db,
-                Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < WAIT_FOR_RECORDS => {
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-                Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-                    return Err(SnapshotError::FailedPrecondition(format!(
-                        "another snapshotter uses {}: stop it or choose another --root",
-                        path.display()
-                    )));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        };
-        let meta = Self { db };
+        let meta = Self { db: Database::open(path)? };
         meta.write(|txn| {
             // Opening creates: later readers need not care whether a table exists.
             txn.open_table(SNAPSHOTS)?;
@@ -270,10 +253,11 @@ impl Meta {
     /// # Errors
     /// `NotFound`.
     pub fn stat(&self, key: &str) -> Result<Record> {
-        let txn = self.db.begin_read()?;
-        let table = txn.open_table(SNAPSHOTS)?;
-        let found = table.get(key)?.map(|value| decode(key, value.value())).transpose()?;
-        found.ok_or_else(|| SnapshotError::NotFound(key.to_owned()))
+        self.db.read(|txn| {
+            let table = txn.open_table(SNAPSHOTS)?;
+            let found = table.get(key)?.map(|value| decode(key, value.value())).transpose()?;
+            found.ok_or_else(|| SnapshotError::NotFound(key.to_owned()))
+        })
     }
 
     /// Every snapshot, by key.
@@ -281,14 +265,15 @@ impl Meta {
     /// # Errors
     /// When the records cannot be read.
     pub fn list(&self) -> Result<Vec<(String, Record)>> {
-        let txn = self.db.begin_read()?;
-        let table = txn.open_table(SNAPSHOTS)?;
-        let mut all = Vec::new();
-        for row in table.iter()? {
-            let (key, value) = row?;
-            all.push((key.value().to_owned(), decode(key.value(), value.value())?));
-        }
-        Ok(all)
+        self.db.read(|txn| {
+            let table = txn.open_table(SNAPSHOTS)?;
+            let mut all = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                all.push((key.value().to_owned(), decode(key.value(), value.value())?));
+            }
+            Ok(all)
+        })
     }
 
     /// The ancestors of a snapshot whose parent is `parent`, from the uppermost down, with their records.
@@ -296,24 +281,25 @@ impl Meta {
     /// # Errors
     /// `NotFound` for a missing parent, `InvalidArgument` for one that is not committed.
     pub fn ancestors(&self, parent: &str) -> Result<Vec<(Ancestor, Record)>> {
-        let txn = self.db.begin_read()?;
-        let table = txn.open_table(SNAPSHOTS)?;
-        let mut chain = Vec::new();
-        let mut name = parent.to_owned();
-        while !name.is_empty() {
-            let record: Record = match table.get(name.as_str())? {
-                Some(value) => decode(&name, value.value())?,
-                None => return Err(SnapshotError::NotFound(name)),
-            };
-            if record.kind != Kind::Committed {
-                return Err(SnapshotError::InvalidArgument(format!("parent {name:?} is not a committed snapshot")));
+        self.db.read(|txn| {
+            let table = txn.open_table(SNAPSHOTS)?;
+            let mut chain = Vec::new();
+            let mut name = parent.to_owned();
+            while !name.is_empty() {
+                let record: Record = match table.get(name.as_str())? {
+                    Some(value) => decode(&name, value.value())?,
+                    None => return Err(SnapshotError::NotFound(name)),
+                };
+                if record.kind != Kind::Committed {
+                    return Err(SnapshotError::InvalidArgument(format!("parent {name:?} is not a committed snapshot")));
+                }
+                // Only the kind of layer matters here; a mapping of owners on an ancestor is long done with.
+                let content = labels::content(&record.labels);
+                name = record.parent.clone();
+                chain.push((Ancestor { id: record.id, content }, record));
             }
-            // Only the kind of layer matters here; a mapping of owners on an ancestor is long done with.
-            let content = labels::content(&record.labels);
-            name = record.parent.clone();
-            chain.push((Ancestor { id: record.id, content }, record));
-        }
-        Ok(chain)
+            Ok(chain)
+        })
     }
 
     /// Records an image as intended or live; an image whose snapshot is gone is not recorded.
@@ -353,9 +339,12 @@ impl Meta {
     /// # Errors
     /// When the records cannot be read.
     pub fn by_id(&self, id: u64) -> Result<Option<Record>> {
-        let txn = self.db.begin_read()?;
-        let Some(name) = txn.open_table(NAMES)?.get(id)?.map(|name| name.value().to_owned()) else { return Ok(None) };
-        txn.open_table(SNAPSHOTS)?.get(name.as_str())?.map(|value| decode(&name, value.value())).transpose()
+        self.db.read(|txn| {
+            let Some(name) = txn.open_table(NAMES)?.get(id)?.map(|name| name.value().to_owned()) else {
+                return Ok(None);
+            };
+            txn.open_table(SNAPSHOTS)?.get(name.as_str())?.map(|value| decode(&name, value.value())).transpose()
+        })
     }
 
     /// One image.
@@ -363,9 +352,10 @@ impl Meta {
     /// # Errors
     /// When the records cannot be read.
     pub fn instance(&self, id: u64) -> Result<Option<Instance>> {
-        let txn = self.db.begin_read()?;
-        let table = txn.open_table(INSTANCES)?;
-        table.get(id)?.map(|value| decode("an instance", value.value())).transpose()
+        self.db.read(|txn| {
+            let table = txn.open_table(INSTANCES)?;
+            table.get(id)?.map(|value| decode("an instance", value.value())).transpose()
+        })
     }
 
     /// Every image.
@@ -373,9 +363,10 @@ impl Meta {
     /// # Errors
     /// When the records cannot be read.
     pub fn instances(&self) -> Result<Vec<Instance>> {
-        let txn = self.db.begin_read()?;
-        let table = txn.open_table(INSTANCES)?;
-        table.iter()?.map(|row| decode("an instance", row?.1.value())).collect()
+        self.db.read(|txn| {
+            let table = txn.open_table(INSTANCES)?;
+            table.iter()?.map(|row| decode("an instance", row?.1.value())).collect()
+        })
     }
 
     /// Runs `act` while nobody can record a new snapshot or image. Blobs that `act` returns are garbage no longer.
@@ -404,11 +395,7 @@ impl Meta {
     }
 
     fn write<T>(&self, act: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
-        let txn = self.db.begin_write()?;
-        // Without a commit the transaction is undone when dropped.
-        let answer = act(&txn)?;
-        txn.commit()?;
-        Ok(answer)
+        self.db.write(act)
     }
 }
 

@@ -9,7 +9,11 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
+use crate::bootstrap;
 use crate::cache::Cache;
 use crate::daemons::Daemons;
 use crate::filter::{Filters, Subject as Filtered};
@@ -21,6 +25,9 @@ use crate::overlay;
 use crate::plan::{self, Ancestor, Plan};
 use crate::status::SnapshotError;
 use crate::usage::{self, Usage};
+
+/// How long a call waits for images to be unmounted; that goes on without it.
+const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -56,11 +63,18 @@ impl Snapshots {
         Self { inner: Arc::new(Inner { meta, layout, overlay, always_volatile, daemons, cache }) }
     }
 
-    /// Creates a view or active snapshot and tells how to mount it.
+    /// Creates a view or active snapshot and tells how to mount it; creates nothing once its caller is `gone`.
     ///
     /// # Errors
     /// `AlreadyExists` also when the layer was supplied without a download. See [`Meta::create`] and [`Daemons::serve`].
-    pub async fn create(&self, kind: Kind, key: String, parent: String, labels: Labels) -> Result<Vec<Mount>> {
+    pub async fn create(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: Labels,
+        gone: CancellationToken,
+    ) -> Result<Vec<Mount>> {
         let layer = labels::parse(&labels).map_err(|error| SnapshotError::InvalidArgument(error.to_string()))?;
         let (plan, ancestors) = {
             let (key, parent, layer) = (key.clone(), parent.clone(), layer.clone());
@@ -81,7 +95,17 @@ impl Snapshots {
         };
         self.blocking(move |inner| {
             let record = inner.meta.create(&key, &parent, kind, &labels, |fresh| {
-                inner.make_directories(fresh, kind == Kind::Active, &layer, owner)
+                let made = inner.make_directories(fresh, kind == Kind::Active, &layer, owner).and_then(|()| {
+                    if gone.is_cancelled() {
+                        let text = format!("snapshot {key:?} is not wanted any more: its caller is gone");
+                        return Err(SnapshotError::Unavailable(text));
+                    }
+                    Ok(())
+                });
+                if made.is_err() {
+                    inner.discard_or_warn(fresh.id);
+                }
+                made
             })?;
             Ok(inner.mounts(&record, &layer, &chain))
         })
@@ -121,7 +145,14 @@ impl Snapshots {
     /// # Errors
     /// See [`Meta::commit`].
     pub async fn commit(&self, name: String, key: String, labels: Labels) -> Result<()> {
-        let record = self.blocking(move |inner| inner.meta.commit(&name, &key, &labels)).await?;
+        let record = self
+            .blocking(move |inner| {
+                if labels::content(&labels) == Content::Bootstrap {
+                    inner.keep_bootstrap(&key)?;
+                }
+                inner.meta.commit(&name, &key, &labels)
+            })
+            .await?;
         let inner = self.inner.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = inner.measure(record.id) {
@@ -139,7 +170,8 @@ impl Snapshots {
         let record = self.blocking(move |inner| inner.meta.remove(&key)).await?;
         let content = labels::content(&record.labels);
         if content == Content::Bootstrap {
-            self.inner.daemons.release(record.id).await;
+            let daemons = self.inner.daemons.clone();
+            in_time(async move { daemons.release(record.id).await }).await;
         }
         self.blocking(move |inner| {
             // The record is gone, so the call succeeded, and an error now would make containerd give up its round of
@@ -209,7 +241,8 @@ impl Snapshots {
     /// # Errors
     /// When the records or the directory of snapshots cannot be read.
     pub async fn cleanup(&self) -> Result<()> {
-        self.inner.daemons.release_orphans().await;
+        let daemons = self.inner.daemons.clone();
+        in_time(async move { daemons.release_orphans().await }).await;
         self.blocking(|inner| {
             inner.sweep()?;
             inner.cache.reclaim(&inner.meta)
@@ -295,7 +328,21 @@ impl Inner {
             std::os::unix::fs::lchown(&upper, Some(user), Some(group))
                 .map_err(SnapshotError::io("giving away", &upper))?;
         }
+        // The record will be on the disk: so must be what it names.
+        for directory in [&top, &self.layout.snapshots()] {
+            sync(directory)?;
+        }
         Ok(())
+    }
+
+    /// Has the bootstrap in the active snapshot `key` reach the disk, for half of one would cost the image another pull.
+    fn keep_bootstrap(&self, key: &str) -> Result<()> {
+        let upper = self.layout.upper(self.meta.stat(key)?.id);
+        for place in bootstrap::PLACES.map(|place| upper.join(place)).iter().filter(|place| place.is_file()) {
+            sync(place)?;
+            sync(place.parent().expect("a file below a directory"))?;
+        }
+        sync(&upper)
     }
 
     fn walk(&self, id: u64) -> Result<Usage> {
@@ -351,6 +398,14 @@ impl Inner {
     }
 }
 
+/// Waits for unmounting, but no longer than a call may take. A nydusd that is being started, or does not answer, is not a
+/// reason to let containerd wait: what stays mounted goes at a later cleanup.
+async fn in_time(release: impl Future<Output = ()> + Send + 'static) {
+    if tokio::time::timeout(RELEASE_LIMIT, tokio::spawn(release)).await.is_err() {
+        tracing::warn!("unmounting images that nobody uses takes long and goes on");
+    }
+}
+
 /// Renames directories that no record names, so that no new snapshot meets them, and tells the new names.
 fn orphans(snapshots: &Path, records: &[Record]) -> io::Result<Vec<std::path::PathBuf>> {
     let known: std::collections::HashSet<u64> = records.iter().map(|record| record.id).collect();
@@ -389,6 +444,11 @@ fn refused(refusal: plan::Refusal) -> SnapshotError {
 fn make_directory(path: &Path, mode: u32) -> Result<()> {
     fs::create_dir(path).map_err(SnapshotError::io("creating", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(SnapshotError::io("setting the mode of", path))
+}
+
+/// Has a file or directory reach the disk.
+fn sync(path: &Path) -> Result<()> {
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(SnapshotError::io("syncing", path))
 }
 
 fn remove_tree(path: &Path) -> Result<()> {

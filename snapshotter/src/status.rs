@@ -44,7 +44,7 @@ pub enum SnapshotError {
         source: std::io::Error,
     },
     /// The records could not be read or written.
-    #[error("accessing the snapshot records")]
+    #[error("accessing the snapshot records, metadata.redb below the root")]
     Records(#[source] Box<redb::Error>),
     /// A record does not hold what this program writes.
     #[error("reading the record of {what}")]
