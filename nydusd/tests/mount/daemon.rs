@@ -10,11 +10,23 @@ use nydusd::api::Client;
 use serde_json::{Value, json};
 
 /// Returns whether FUSE mounts can be made here; says why not.
-#[expect(clippy::print_stdout, reason = "a skipped test says so")]
 pub(crate) fn can_mount() -> bool {
-    let able = nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    able(nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists(), "root and /dev/fuse")
+}
+
+/// Returns whether all `programs` (or files, by their full paths) are here; says what is not.
+pub(crate) fn has(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
+    programs.iter().all(|program| able(dirs.iter().any(|dir| dir.join(program).exists()), program))
+}
+
+/// Passes `able` on; says what is missing. In CI nothing may be missing: a skipped proof is none.
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
+fn able(able: bool, need: &str) -> bool {
     if !able {
-        println!("skipped: mounting needs root and /dev/fuse");
+        assert!(std::env::var_os("CI").is_none(), "this test needs {need}, and in CI nothing may be skipped");
+        println!("skipped: needs {need}");
     }
     able
 }
@@ -76,7 +88,12 @@ impl Place {
     }
 
     pub(crate) fn spawn(&self, more: &[&str]) -> Daemon<'_> {
-        let child = Command::new(env!("CARGO_BIN_EXE_nydusd"))
+        self.spawn_as(Command::new(env!("CARGO_BIN_EXE_nydusd")), more)
+    }
+
+    /// Starts a daemon by a command that ends in the program's path.
+    pub(crate) fn spawn_as(&self, mut command: Command, more: &[&str]) -> Daemon<'_> {
+        let child = command
             .args(["fuse", "--mountpoint"])
             .arg(self.mnt())
             .arg("--apisock")
@@ -93,9 +110,16 @@ impl Place {
 
     /// Starts a daemon that mounts one image from the command line.
     pub(crate) fn start_with(&self, bootstrap: &Path, config: &Value) -> Daemon<'_> {
+        self.start_as(Command::new(env!("CARGO_BIN_EXE_nydusd")), bootstrap, config)
+    }
+
+    /// The same, by a command that ends in the program's path.
+    pub(crate) fn start_as(&self, command: Command, bootstrap: &Path, config: &Value) -> Daemon<'_> {
         std::fs::write(self.path("config.json"), config.to_string()).unwrap();
         let (bootstrap, config) = (bootstrap.to_str().unwrap(), self.path("config.json"));
-        self.start(&["--bootstrap", bootstrap, "--config", config.to_str().unwrap()])
+        let daemon = self.spawn_as(command, &["--bootstrap", bootstrap, "--config", config.to_str().unwrap()]);
+        wait_for("the API socket", || std::os::unix::net::UnixStream::connect(self.path("api.sock")).is_ok());
+        daemon
     }
 }
 
@@ -115,8 +139,12 @@ impl Daemon<'_> {
         Client::new(self.place.path("api.sock"))
     }
 
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+        kill(self.pid(), signal).unwrap();
     }
 
     /// Waits for the end.

@@ -2,11 +2,10 @@
 //!
 //! These tests need root and `/dev/fuse`, and say so where they are skipped.
 
-#[path = "mount/daemon.rs"]
 mod daemon;
-#[path = "mount/fixture.rs"]
+mod disk;
+mod disks;
 mod fixture;
-#[path = "mount/origin.rs"]
 mod origin;
 
 use std::fs::File;
