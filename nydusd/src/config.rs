@@ -13,6 +13,8 @@
 //! `cache.validate` may ask for it, which is moot, since it is always on. Our own key
 //! `cache.skip_verification` does.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -216,11 +218,15 @@ pub fn load(path: &Path) -> Result<Parsed, ConfigError> {
 /// Reads a file of at most [`MAX_SIZE`] bytes.
 fn read(path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
     if size > MAX_SIZE {
         return Err(ConfigError::TooLarge { size });
     }
-    std::fs::read_to_string(path).map_err(failed)
+    // Pipes and devices say nothing of their size.
+    let mut text = String::new();
+    file.take(MAX_SIZE + 1).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 /// Brings JSON or TOML into one shape.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nydus_backend::http::Pools;
@@ -27,6 +27,9 @@ use crate::store::Store;
 
 /// How long the end may take while reads are under way. With what follows it stays below 5 s.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a change at a mountpoint waits for the one before it.
+const TURN: Duration = Duration::from_secs(4);
 
 /// How long the cache may take to reach the disk at the end.
 const CLOSING: Duration = Duration::from_millis(1000);
@@ -63,6 +66,9 @@ pub enum DaemonError {
     /// Not yet.
     #[error("NotReady")]
     NotReady,
+    /// Somebody else changes what is mounted there, and takes long.
+    #[error("another change at {0} is still under way: try again")]
+    Busy(String),
     /// Never.
     #[error("Unsupported")]
     Unsupported,
@@ -123,7 +129,9 @@ struct Inner {
     pools: Pools,
     state: Mutex<State>,
     stores: Mutex<HashMap<PathBuf, Store>>,
+    /// Mountpoints at which something is being done, and a bell for those who wait for their turn.
     changing: Mutex<HashSet<String>>,
+    changed: Condvar,
     dynamic: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
     ending: CancellationToken,
 }
@@ -148,6 +156,7 @@ impl Daemon {
             state: Mutex::new(state),
             stores: Mutex::default(),
             changing: Mutex::default(),
+            changed: Condvar::new(),
             dynamic: Mutex::default(),
             ending: CancellationToken::new(),
         }))
@@ -411,9 +420,14 @@ impl Daemon {
     /// Takes a mountpoint for a change, which nobody else may do meanwhile.
     fn changing(&self, mountpoint: &str) -> Result<Changing<'_>, DaemonError> {
         let key = components(mountpoint)?.join(std::ffi::OsStr::new("/")).to_string_lossy().into_owned();
-        if !lock(&self.0.changing).insert(key.clone()) {
-            return Err(TreeError::Exists.into());
+        let changing = lock(&self.0.changing);
+        // Whoever repeats a call that is under way finds what came of it, not that it was under way.
+        let free = self.0.changed.wait_timeout_while(changing, TURN, |changing| changing.contains(&key));
+        let (mut changing, waited) = free.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(DaemonError::Busy(mountpoint.to_owned()));
         }
+        changing.insert(key.clone());
         Ok(Changing { daemon: self, key })
     }
 
@@ -435,6 +449,7 @@ struct Changing<'a> {
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         lock(&self.daemon.0.changing).remove(&self.key);
+        self.daemon.0.changed.notify_all();
     }
 }
 

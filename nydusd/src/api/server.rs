@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
-use axum::Router;
+use anyhow::{Context, bail};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
@@ -24,10 +24,17 @@ use super::types::{DaemonChange, ErrorBody, MountRequest};
 use crate::daemon::{Daemon, DaemonError, Ending};
 use crate::fuse::namespace::TreeError;
 
+mod connections;
 mod metrics;
 
 /// Longest body of a request, in bytes.
 const MAX_BODY: usize = 51_200;
+
+/// How long the body of a request may take.
+const BODY: Duration = Duration::from_secs(5);
+
+/// How long a mount or an unmount may take until the caller is told that it goes on.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long calls that are under way at the end may take.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -37,23 +44,23 @@ const FAREWELL: Duration = Duration::from_millis(500);
 pub struct Api {
     path: PathBuf,
     stop: CancellationToken,
-    task: JoinHandle<io::Result<()>>,
+    task: JoinHandle<()>,
 }
 
-/// Listens on `path`, in the place of whatever is there.
+/// Listens on `path`, in the place of a socket that an earlier daemon left there.
 pub fn serve(path: &Path, daemon: Daemon) -> anyhow::Result<Api> {
     let failed = || format!("could not serve the API on {}", path.display());
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(failed),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            bail!("{}: there is something that is not a socket; give --apisock another path", failed());
+        }
+        Ok(_) => std::fs::remove_file(path).with_context(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(failed),
     }
     let listener = UnixListener::bind(path).with_context(failed)?;
     let stop = CancellationToken::new();
-    let router = Router::new().fallback(answer).with_state(daemon);
-    let stopped = stop.clone();
-    let task = tokio::spawn(async move {
-        axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await }).await
-    });
+    let task = tokio::spawn(connections::serve(listener, daemon, stop.clone()));
     Ok(Api { path: path.to_owned(), stop, task })
 }
 
@@ -285,7 +292,9 @@ async fn answer(State(daemon): State<Daemon>, request: Request) -> Response {
 }
 
 async fn read_body(body: Body) -> Result<Bytes, Refusal> {
-    to_bytes(body, MAX_BODY).await.map_err(|_| Refusal::bad(format!("Body(\"more than {MAX_BODY} bytes\")")))
+    let read = tokio::time::timeout(BODY, to_bytes(body, MAX_BODY)).await;
+    let read = read.map_err(|_| Refusal::bad(format!("Body(\"not there within {} s\")", BODY.as_secs())))?;
+    read.map_err(|_| Refusal::bad(format!("Body(\"cut short, or more than {MAX_BODY} bytes\")")))
 }
 
 /// Runs what blocks.
@@ -294,9 +303,13 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Daemon) -> Result<T, DaemonError> + Send + 'static,
 ) -> Result<Result<T, DaemonError>, Refusal> {
     let daemon = daemon.clone();
-    tokio::task::spawn_blocking(move || work(&daemon))
-        .await
-        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Internal(\"{error}\")")))
+    let working = tokio::task::spawn_blocking(move || work(&daemon));
+    let worked = tokio::time::timeout(PATIENCE, working).await.map_err(|_| {
+        // The work goes on: a repeat waits for its end.
+        let text = format!("Busy(\"still under way after {} s: ask again\")", PATIENCE.as_secs());
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    })?;
+    worked.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Internal(\"{error}\")")))
 }
 
 async fn carry_out(daemon: Daemon, call: Call) -> Result<Answer, Refusal> {

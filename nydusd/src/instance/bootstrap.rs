@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +31,9 @@ const V6_MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
 /// Reads and checks the bootstrap in `path`.
 pub(super) fn load(path: &Path) -> Result<Bootstrap<Vec<u8>>, InstanceError> {
     let unread = |source| InstanceError::ReadBootstrap { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(unread)?;
+    // A pipe without a writer would keep us waiting for one.
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = opened.map_err(unread)?;
     let meta = file.metadata().map_err(unread)?;
     if !meta.is_file() {
         return Err(unread(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));

@@ -1,6 +1,10 @@
+use proptest::prelude::*;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use super::*;
+use crate::api::Client;
 use crate::daemon::Settings;
 use crate::fuse::filesystem::Mode;
 use crate::fuse::session;
@@ -143,4 +147,117 @@ fn queries_are_decoded() {
     let got = query("mountpoint=/a%20b&id=x+y&flag");
     assert_eq!((got["mountpoint"].as_str(), got["id"].as_str(), got["flag"].as_str()), ("/a b", "x y", ""));
     assert_eq!(query("a=%zz%4")["a"], "%zz%4");
+}
+
+/// A served socket, below a folder that goes with it.
+fn served() -> (tempfile::TempDir, PathBuf, Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let api = serve(&path, daemon()).unwrap();
+    (dir, path, api)
+}
+
+/// Sends `bytes` and returns what is answered until the connection ends.
+async fn send(path: &Path, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(path).await.unwrap();
+    // The daemon may have heard enough before it has heard all.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn clients_that_stop_in_the_middle_are_cut_off_and_keep_nobody_from_being_answered() {
+    let (_dir, path, api) = served();
+    let halves: [&[u8]; 4] = [
+        b"",
+        b"GET /api/v1/dae",
+        b"GET /api/v1/daemon HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"POST /api/v1/mount?mountpoint=/m HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    ];
+    // More than there may be connections: the last ones wait for the first to be cut off.
+    let slow: Vec<_> = (0..300)
+        .map(|at| {
+            let path = path.clone();
+            tokio::spawn(async move { send(&path, halves[at % halves.len()]).await })
+        })
+        .collect();
+    let client = Client::new(&path).with_timeout(Duration::from_secs(20));
+    client.info().await.unwrap();
+    for slow in slow {
+        let answer =
+            tokio::time::timeout(Duration::from_secs(25), slow).await.expect("a slow client was kept").unwrap();
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.1 408"),
+            "{answer}"
+        );
+    }
+    api.close().await;
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn bodies_without_end_and_noise_are_refused_and_the_next_call_is_answered() {
+    let (_dir, path, _api) = served();
+    let client = Client::new(&path).with_timeout(Duration::from_secs(5));
+    let mut endless = b"PUT /api/v1/daemon HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".to_vec();
+    endless.resize(4 << 20, b' ');
+    let chunked = b"PUT /api/v1/daemon HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\nx".to_vec();
+    let long_head = [b"GET /".to_vec(), vec![b'a'; 1 << 20]].concat();
+    let many_headers = [b"GET / HTTP/1.1\r\n".to_vec(), b"A: b\r\n".repeat(5000), b"\r\n".to_vec()].concat();
+    for bytes in [endless, [chunked, vec![b'x'; 1 << 20]].concat(), long_head, many_headers, vec![0; 4096]] {
+        let answer = tokio::time::timeout(Duration::from_secs(5), send(&path, &bytes)).await.expect("it ends");
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+        client.info().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn only_a_socket_is_taken_out_of_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("precious");
+    std::fs::write(&path, "kept").unwrap();
+    let error = format!("{:#}", serve(&path, daemon()).unwrap_err());
+    assert!(error.contains("precious") && error.contains("--apisock"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
+    let socket = dir.path().join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    serve(&socket, daemon()).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_pipe_is_no_bootstrap_and_keeps_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let config = serde_json::json!({"device": {"backend": {"type": "localfs", "config": {"dir": "/nonexistent"}},
+        "cache": {"type": "blobcache", "config": {"work_dir": dir.path()}}}, "mode": "direct"});
+    let body = serde_json::to_string(&MountRequest::rafs(pipe.to_str().unwrap(), config.to_string())).unwrap();
+    let began = std::time::Instant::now();
+    let (status, answer) = call(&daemon(), "POST", "/api/v1/mount?mountpoint=/m", &body).await;
+    assert!(status == 500 && answer.contains("not a regular file"), "{status} {answer}");
+    assert!(began.elapsed() < PATIENCE);
+}
+
+proptest! {
+    #[test]
+    fn no_call_makes_the_reader_panic(
+        method in prop::sample::select(vec!["GET", "PUT", "POST", "DELETE", "HEAD", "PATCH"]),
+        path in prop::sample::select(vec![
+            "/api/v1/daemon", "/api/v2/daemon", "/api/v1/daemon/exit", "/api/v1/mount", "/api/v1/config", "/api/v2/blobs",
+            "/api/v1/metrics/files", "/x",
+        ]),
+        text in "(mountpoint|id|latest)?[=&%]?\\PC{0,40}",
+        body in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            "[{}\\[\\]:,\"a-z0-9_ ]{0,200}".prop_map(String::into_bytes),
+            "\\{\"(log_level|fs_type|source|config)\":[\"{}a-z0-9]{0,40}\\}".prop_map(String::into_bytes),
+        ],
+    ) {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        if let Err(refusal) = Call::read(&method, path, &query(&text), &body) {
+            prop_assert!(refusal.status.is_client_error() && !refusal.message.is_empty());
+        }
+    }
 }
