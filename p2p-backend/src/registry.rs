@@ -4,14 +4,17 @@
 //! connections, the token service and what we learned about it. A mirror is a client as well: it has its own
 //! address and headers, and the identity of the registry that it stands for.
 //!
-//! Every request goes the same way (`Client::call`): with the header that worked last time for this
-//! repository; on a 401 the challenge is answered and the request repeated, at most twice. Redirects are
-//! followed only where a verb allows it, and `Authorization` goes to the same scheme, host and port only.
+//! Every request goes the same way: with what proves that it may be made (`call`, `auth`, `token`), along the
+//! redirects that its verb allows (`redirect`), and its answer is judged by its head (`head`).
 
 mod auth;
 mod blob;
+mod call;
+mod error;
+pub(crate) mod head;
 mod manifest;
 mod push;
+mod redirect;
 mod reference;
 mod token;
 
@@ -19,28 +22,25 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use reqwest::{Request, Response, Url};
+use reqwest::{Request, Url};
 use tokio::sync::OnceCell;
 
 pub use auth::{Challenge, challenges};
 pub use blob::{BlobRequest, BlobStream};
+pub use error::{Refusal, RegistryError};
 pub use manifest::{MAX_MANIFEST, Manifest};
 pub use push::{Mounted, Upload};
 pub use reference::{InvalidReference, Reference, host_of};
 
 use crate::credentials::Credential;
-use crate::http::{Http, HttpError, Pools, Proxy, Timeouts, Tls, is_loopback, loggable};
-use token::{Identity, TokenKey};
+use crate::http::{Http, HttpError, HttpOptions, Pools, Proxy, Reach, Timeouts, Tls, is_loopback};
+pub(crate) use call::{Access, Call, Who};
+use call::{MAX_EXPLANATION, Wanted};
+pub(crate) use redirect::is_redirect;
+use token::Identity;
 
-/// Redirects followed for one request; S3 in front of a CDN needs two, so ten is a loop.
-const MAX_HOPS: usize = 10;
-/// Bytes of an error's body that are kept to explain it.
-const MAX_EXPLANATION: usize = 2048;
 /// Repositories and redirect targets remembered per client before the memory starts anew.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -70,6 +70,8 @@ pub struct ClientOptions {
     pub timeouts: Timeouts,
     /// Which proxy requests go through. Requests to the token service never use [`Proxy::Url`].
     pub proxy: Proxy,
+    /// Which addresses may be asked, also where the host redirects to.
+    pub reach: Reach,
     /// Who we are.
     pub credential: Credential,
     /// Sent with every request to this host.
@@ -82,6 +84,12 @@ pub struct ClientOptions {
     pub traffic: Arc<Traffic>,
     /// Where connections are taken from; clients that are given the same pools share them.
     pub pools: Pools,
+}
+
+impl ClientOptions {
+    fn http(&self) -> HttpOptions {
+        HttpOptions { tls: self.tls.clone(), timeouts: self.timeouts, proxy: self.proxy.clone(), reach: self.reach }
+    }
 }
 
 /// What went over the wire.
@@ -111,209 +119,6 @@ impl Traffic {
     }
 }
 
-/// An answer that is not what was asked for.
-#[derive(Debug, Clone)]
-pub struct Refusal {
-    /// What was asked.
-    pub method: Method,
-    /// Of whom, without query and user.
-    pub url: String,
-    /// What came back.
-    pub status: StatusCode,
-    /// How long to wait before asking again, if the answer says so.
-    pub retry_after: Option<Duration>,
-    /// The challenges, as they came.
-    pub challenges: Vec<HeaderValue>,
-    /// `X-Dragonfly-Error-Type: proxy`: the mirror failed, not the registry behind it.
-    pub by_mirror: bool,
-    /// The beginning of the body.
-    pub body: Bytes,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} was answered with {}", self.method, self.url, self.status)?;
-        if let Some(wait) = self.retry_after {
-            write!(f, ", ask again in {} s", wait.as_secs())?;
-        }
-        #[derive(serde::Deserialize)]
-        struct Errors {
-            errors: Vec<Explanation>,
-        }
-        #[derive(serde::Deserialize)]
-        struct Explanation {
-            #[serde(default)]
-            code: String,
-            #[serde(default)]
-            message: String,
-        }
-        match serde_json::from_slice::<Errors>(&self.body) {
-            Ok(Errors { errors }) => {
-                errors.iter().try_for_each(|Explanation { code, message }| write!(f, " ({code}: {message})"))
-            }
-            Err(_) => {
-                // One line of text explains; markup does not.
-                let text = String::from_utf8_lossy(&self.body);
-                match text.lines().next().map(str::trim) {
-                    Some(line) if !line.is_empty() && !line.starts_with('<') => {
-                        write!(f, " ({})", line.chars().take(200).collect::<String>().escape_debug())
-                    }
-                    _ => Ok(()),
-                }
-            }
-        }
-    }
-}
-
-/// Why a registry did not do what it was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum RegistryError {
-    /// There was no complete answer.
-    #[error(transparent)]
-    Http(#[from] HttpError),
-    /// The answer was no.
-    #[error("{0}")]
-    Refused(Box<Refusal>),
-    /// The token service did not give a token.
-    #[error("no token from {realm}: {source}")]
-    Token {
-        /// The URL of the token service.
-        realm: String,
-        /// Why.
-        source: Box<RegistryError>,
-    },
-    /// A name cannot be put into a URL.
-    #[error("`{0}` is not the name of a host, repository, tag or digest")]
-    Name(String),
-    /// The credential would travel in plain text.
-    #[error(
-        "{to} is asked for in plain HTTP, and the credential is not sent there: use https, or plain HTTP explicitly"
-    )]
-    WouldLeak {
-        /// Where it would have gone.
-        to: String,
-    },
-    /// A redirect leads nowhere.
-    #[error("{url} redirects {reason}")]
-    Redirect {
-        /// Who redirects.
-        url: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// The answer has another form than the request.
-    #[error("{url} answered {reason}")]
-    Form {
-        /// Who answered.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The answer ends before what was asked for.
-    #[error("{url} has {have} bytes where {want} are wanted")]
-    Short {
-        /// Who answered.
-        url: String,
-        /// Bytes wanted.
-        want: u64,
-        /// Bytes there.
-        have: u64,
-    },
-    /// The bytes are not those that the digest names.
-    #[error("{url} has the digest {have}, not {want}")]
-    Digest {
-        /// Who answered.
-        url: String,
-        /// The digest asked for.
-        want: String,
-        /// The digest of the answer.
-        have: String,
-    },
-    /// The body to be sent could not be read.
-    #[error("could not read what is to be sent: {0}")]
-    Source(String),
-}
-
-impl RegistryError {
-    /// Returns the status of the answer, if there was one. A token service's counts as well.
-    pub fn status(&self) -> Option<StatusCode> {
-        match self {
-            Self::Refused(refusal) => Some(refusal.status),
-            Self::Token { source, .. } => source.status(),
-            _ => None,
-        }
-    }
-
-    /// Returns how long to wait before the next attempt, if the answer says so.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Refused(refusal) => refusal.retry_after,
-            Self::Token { source, .. } => source.retry_after(),
-            _ => None,
-        }
-    }
-
-    /// Tells whether the same request may succeed a little later.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Http(HttpError::Certificates { .. } | HttpError::Untrusted { .. } | HttpError::Client(_)) => false,
-            Self::Http(_) | Self::Short { .. } | Self::Form { .. } | Self::Digest { .. } => true,
-            Self::Refused(refusal) => {
-                refusal.status.is_server_error()
-                    || matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
-            }
-            Self::Token { source, .. } => source.is_transient(),
-            Self::Name(_) | Self::WouldLeak { .. } | Self::Redirect { .. } | Self::Source(_) => false,
-        }
-    }
-}
-
-/// What a request wants to do with a repository; decides the scope of the token.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Access {
-    Pull,
-    Push,
-    /// Push, with blobs taken from this other repository.
-    Mount(String),
-}
-
-impl Access {
-    fn scopes(&self, repository: &str) -> Vec<String> {
-        match self {
-            Self::Pull => vec![format!("repository:{repository}:pull")],
-            Self::Push => vec![format!("repository:{repository}:pull,push")],
-            Self::Mount(from) => {
-                vec![format!("repository:{repository}:pull,push"), format!("repository:{from}:pull")]
-            }
-        }
-    }
-}
-
-/// One request before it is authorised.
-pub(crate) struct Call<'c> {
-    pub(crate) method: Method,
-    pub(crate) url: Url,
-    pub(crate) repository: &'c str,
-    pub(crate) access: Access,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Option<Bytes>,
-    /// The caller's own proof; if it is there ours is neither used nor shown.
-    pub(crate) authorization: Option<HeaderValue>,
-}
-
-impl<'c> Call<'c> {
-    pub(crate) fn new(method: Method, url: Url, repository: &'c str, access: Access) -> Self {
-        Self { method, url, repository, access, headers: HeaderMap::new(), body: None, authorization: None }
-    }
-}
-
-/// What a registry wanted last time.
-#[derive(Debug, Clone)]
-enum Wanted {
-    Basic,
-    Token(TokenKey),
-}
-
 /// A handle on one registry or mirror. Cheap to clone; opens no connection until it is used.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
@@ -338,24 +143,6 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Where a proof came from, so that a refusal can be attributed.
-enum Proof {
-    None,
-    Given(HeaderValue),
-    Basic(HeaderValue),
-    Token(HeaderValue, TokenKey, String),
-    Static(HeaderValue),
-}
-
-impl Proof {
-    fn header(&self) -> Option<&HeaderValue> {
-        match self {
-            Self::None => None,
-            Self::Given(value) | Self::Basic(value) | Self::Token(value, ..) | Self::Static(value) => Some(value),
-        }
-    }
-}
-
 impl Client {
     /// Makes a client for `host`, which is `name[:port]`. Opens no connection.
     ///
@@ -369,11 +156,11 @@ impl Client {
             Proxy::Url(_) => Proxy::Direct,
             other => other.clone(),
         };
-        let http = options.pools.get(options.tls.clone(), options.timeouts, options.proxy.clone())?;
+        let http = options.pools.get(options.http())?;
         let token_http = if token_proxy == options.proxy {
             http.clone()
         } else {
-            options.pools.get(options.tls.clone(), options.timeouts, token_proxy)?
+            options.pools.get(HttpOptions { proxy: token_proxy, ..options.http() })?
         };
         let identity = Identity::new(
             token_http,
@@ -400,7 +187,7 @@ impl Client {
     ///
     /// As [`Client::new`].
     pub fn mirror(&self, host: &str, options: ClientOptions) -> Result<Self, RegistryError> {
-        let http = options.pools.get(options.tls.clone(), options.timeouts, options.proxy.clone())?;
+        let http = options.pools.get(options.http())?;
         Self::assemble(host, http, Arc::clone(&self.0.identity), options)
     }
 
@@ -521,204 +308,6 @@ impl Client {
             Err(_) => Ok(false),
         }
     }
-
-    /// Sends a request with what proves that we may, and answers challenges. Returns any answer but a 401.
-    pub(crate) async fn call(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let mut bare = false;
-        for last in [false, false, true] {
-            let proof = if bare { Proof::None } else { self.proof(call).await? };
-            let response = self.send_once(call, proof.header()).await?;
-            if response.status() != StatusCode::UNAUTHORIZED {
-                return Ok(response);
-            }
-            let offered = challenges(response.headers());
-            let key = (call.repository.to_owned(), call.access.clone());
-            // Forget what was refused, whether or not there is another attempt.
-            match &proof {
-                Proof::None | Proof::Given(_) | Proof::Basic(_) => {}
-                Proof::Static(value) => self.0.identity.refuse_static(value),
-                Proof::Token(_, key, text) => self.0.identity.refuse(key, text),
-            }
-            // The same password a second time would only bring us closer to a locked account.
-            let hopeless = last || matches!(proof, Proof::Given(_) | Proof::Basic(_));
-            if hopeless {
-                if !matches!(proof, Proof::Given(_)) {
-                    lock(&self.0.wanted).remove(&key);
-                }
-                return Err(self.refusal(&call.method, response).await);
-            }
-            match self.choose(&offered, call) {
-                Some(wanted) => {
-                    let mut all = lock(&self.0.wanted);
-                    if all.len() >= MAX_REMEMBERED {
-                        all.clear();
-                    }
-                    all.insert(key, wanted);
-                    bare = false;
-                }
-                // Some registries refuse a stale token without saying what they want: ask with empty hands.
-                None if proof.header().is_some() => {
-                    lock(&self.0.wanted).remove(&key);
-                    bare = true;
-                }
-                None => return Err(self.refusal(&call.method, response).await),
-            }
-        }
-        unreachable!("the third attempt returns in every branch")
-    }
-
-    async fn send_once(&self, call: &Call<'_>, proof: Option<&HeaderValue>) -> Result<Response, RegistryError> {
-        let mut request = Request::new(call.method.clone(), call.url.clone());
-        let headers = request.headers_mut();
-        headers.extend(self.0.headers.clone());
-        headers.extend(call.headers.clone());
-        if let Some(proof) = proof {
-            headers.insert(AUTHORIZATION, proof.clone());
-        }
-        *request.body_mut() = call.body.clone().map(Into::into);
-        self.0.traffic.count_request();
-        Ok(self.0.http.send(request).await?)
-    }
-
-    async fn proof(&self, call: &Call<'_>) -> Result<Proof, RegistryError> {
-        if let Some(given) = &call.authorization {
-            return Ok(Proof::Given(given.clone()));
-        }
-        if let Some(value) = self.0.identity.static_bearer() {
-            return Ok(Proof::Static(value));
-        }
-        let wanted = lock(&self.0.wanted).get(&(call.repository.to_owned(), call.access.clone())).cloned();
-        match wanted {
-            None => Ok(Proof::None),
-            Some(Wanted::Basic) => Ok(self.0.identity.basic().map_or(Proof::None, Proof::Basic)),
-            Some(Wanted::Token(key)) => {
-                let text = self.0.identity.token(&key).await?;
-                let value = secret(&format!("Bearer {text}"))?;
-                Ok(Proof::Token(value, key, text))
-            }
-        }
-    }
-
-    /// Picks a challenge that we can answer; tokens first, for they show the password to fewer hosts.
-    fn choose(&self, offered: &[Challenge], call: &Call<'_>) -> Option<Wanted> {
-        let bearer = offered.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, scope } => {
-                let realm = call.url.join(realm).ok()?;
-                let own = if call.repository.is_empty() { Vec::new() } else { call.access.scopes(call.repository) };
-                let mut scopes: Vec<String> =
-                    scope.iter().flat_map(|text| text.split_ascii_whitespace()).map(str::to_owned).collect();
-                // A pull is described well by the registry; what a push will need next, it cannot know.
-                if scopes.is_empty() || call.access != Access::Pull {
-                    scopes.extend(own);
-                }
-                scopes.sort_unstable();
-                scopes.dedup();
-                Some(Wanted::Token(TokenKey {
-                    realm,
-                    service: service.clone(),
-                    scopes,
-                    from_tls: call.url.scheme() == "https",
-                }))
-            }
-            Challenge::Basic => None,
-        });
-        bearer.or_else(|| {
-            let basic = offered.contains(&Challenge::Basic) && self.0.identity.basic().is_some();
-            basic.then_some(Wanted::Basic)
-        })
-    }
-
-    /// Turns an answer that is not wanted into an error.
-    pub(crate) async fn refusal(&self, method: &Method, response: Response) -> RegistryError {
-        let url = loggable(response.url());
-        let status = response.status();
-        let headers = response.headers();
-        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().cloned().collect();
-        let retry_after = retry_after(headers, SystemTime::now());
-        let by_mirror = headers.get("x-dragonfly-error-type").is_some_and(|value| value == "proxy");
-        let (body, _) = match *method {
-            Method::HEAD => (Bytes::new(), true),
-            _ => self.0.http.body(response).beginning(MAX_EXPLANATION).await,
-        };
-        RegistryError::Refused(Box::new(Refusal {
-            method: method.clone(),
-            url,
-            status,
-            retry_after,
-            challenges,
-            by_mirror,
-            body,
-        }))
-    }
-
-    /// Passes the answer on if its status is one of `wanted`.
-    pub(crate) async fn expect(
-        &self,
-        method: &Method,
-        response: Response,
-        wanted: &[StatusCode],
-    ) -> Result<Response, RegistryError> {
-        if wanted.contains(&response.status()) { Ok(response) } else { Err(self.refusal(method, response).await) }
-    }
-
-    /// Follows redirects of `response` until something else comes, and returns that.
-    ///
-    /// `Authorization` (of `call`) goes along only as long as scheme, host and port stay the same.
-    pub(crate) async fn follow(&self, call: &Call<'_>, mut response: Response) -> Result<Response, RegistryError> {
-        for _ in 0..MAX_HOPS {
-            if !is_redirect(response.status()) {
-                return Ok(response);
-            }
-            let next = self.next_hop(&response)?;
-            response = if next.origin() == call.url.origin() {
-                let again = Call {
-                    method: call.method.clone(),
-                    url: next,
-                    repository: call.repository,
-                    access: call.access.clone(),
-                    headers: call.headers.clone(),
-                    body: None,
-                    authorization: call.authorization.clone(),
-                };
-                self.call(&again).await?
-            } else {
-                self.send_elsewhere(call, next).await?
-            };
-        }
-        Err(RegistryError::Redirect { url: loggable(&call.url), reason: "in a circle, or too often" })
-    }
-
-    /// Sends `call` to a host that is not ours: without proof and without the headers meant for ours.
-    pub(crate) async fn send_elsewhere(&self, call: &Call<'_>, url: Url) -> Result<Response, RegistryError> {
-        let mut request = Request::new(call.method.clone(), url);
-        *request.headers_mut() = call.headers.clone();
-        request.headers_mut().remove(AUTHORIZATION);
-        self.0.traffic.count_request();
-        Ok(self.0.http.send(request).await?)
-    }
-
-    fn next_hop(&self, response: &Response) -> Result<Url, RegistryError> {
-        let wrong = |reason| RegistryError::Redirect { url: loggable(response.url()), reason };
-        let location = response.headers().get(LOCATION).ok_or_else(|| wrong("without saying where"))?;
-        let location = std::str::from_utf8(location.as_bytes()).map_err(|_| wrong("to what is no text"))?;
-        let mut next = response.url().join(location).map_err(|_| wrong("to what is no URL"))?;
-        if !matches!(next.scheme(), "http" | "https") || next.host().is_none() {
-            return Err(wrong("to what is not HTTP"));
-        }
-        if let Some(scheme) = &self.0.blob_url_scheme {
-            next.set_scheme(scheme).map_err(|()| wrong("to where `blob_url_scheme` cannot be used"))?;
-        }
-        if let Some(host) = &self.0.blob_redirected_host {
-            let other = base_url(next.scheme(), host)?;
-            next.set_host(other.host_str()).map_err(|_| wrong("to where `blob_redirected_host` cannot be used"))?;
-            next.set_port(other.port()).map_err(|()| wrong("to where `blob_redirected_host` cannot be used"))?;
-        }
-        Ok(next)
-    }
-}
-
-fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
 fn base_url(scheme: &str, host: &str) -> Result<Url, RegistryError> {
@@ -749,19 +338,6 @@ fn secret(text: &str) -> Result<HeaderValue, RegistryError> {
     let mut value = HeaderValue::from_str(text).map_err(|_| RegistryError::Name("a credential".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// Reads `Retry-After`, which is a number of seconds or a date.
-pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse::<u64>() {
-        // A day is as good as for ever.
-        Ok(seconds) => Some(Duration::from_secs(seconds.min(86_400))),
-        Err(_) => {
-            let date = httpdate::parse_http_date(text).ok()?;
-            Some(date.duration_since(now).unwrap_or_default().min(Duration::from_secs(86_400)))
-        }
-    }
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

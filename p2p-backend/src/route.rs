@@ -14,7 +14,9 @@ mod renewal;
 mod source;
 mod whole;
 
+use std::collections::HashMap;
 use std::fmt;
+use std::mem::Discriminant;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -39,16 +41,14 @@ use health::Weight;
 
 /// First and longest wait between two rounds.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// After all sources have been down for so long, nobody waits for them as long as usual.
-const OUTAGE: Duration = Duration::from_secs(60);
-/// How long a read waits then.
-const OUTAGE_WAIT: Duration = Duration::from_secs(5);
 /// Rounds that may end with an answer that makes no sense, until that is taken for the source's last word.
 const ODD_ROUNDS: u32 = 4;
 /// Rounds of a prefetch: nobody waits for it, and a demand will ask again.
 const PREFETCH_ROUNDS: u32 = 2;
-/// Between two lines about failed reads of one route; the others are logged at the level `debug`.
+/// Between two lines about the same failure of one blob; the others are logged at the level `debug`.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Failures whose lines are remembered.
+const MAX_LOGGED: usize = 256;
 
 /// How soon the bytes are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +91,10 @@ pub struct RouteOptions {
     pub deadline: Duration,
     /// How long a read with [`Urgency::Prefetch`] may take.
     pub prefetch_deadline: Duration,
+    /// After all sources have been down for so long, nobody waits for them as long as usual.
+    pub outage: Duration,
+    /// How long a read waits then.
+    pub outage_wait: Duration,
     /// Counts what the route does.
     pub counters: Arc<Counters>,
     /// Takes the place of the credential in the configuration.
@@ -110,6 +114,8 @@ impl Default for RouteOptions {
         Self {
             deadline: Duration::from_secs(60),
             prefetch_deadline: Duration::from_secs(15),
+            outage: Duration::from_secs(60),
+            outage_wait: Duration::from_secs(5),
             counters: Arc::default(),
             credential: None,
             renewal: None,
@@ -127,7 +133,8 @@ pub struct Route(Arc<Inner>);
 struct Inner {
     backend: Backend,
     options: RouteOptions,
-    logged: Mutex<Option<Instant>>,
+    /// When the log told of which failure of which blob.
+    logged: Mutex<HashMap<(BlobId, Discriminant<SourceError>), Instant>>,
 }
 
 enum Backend {
@@ -261,7 +268,7 @@ impl Route {
             }
         };
         self.0.options.counters.attempt(length, began.elapsed(), local.is_ok());
-        let bytes = local.inspect_err(|error| self.log(error, urgency))?;
+        let bytes = local.inspect_err(|error| self.log(blob, error, urgency))?;
         self.0.options.counters.arrived(length, false);
         Ok(Served { bytes, source: self.place().into(), from_mirror: false, ignores_ranges: false })
     }
@@ -319,14 +326,14 @@ impl Route {
     ) -> Result<(Answer, Arc<str>, bool), SourceError> {
         let began = Instant::now();
         let mut budget = self.budget(urgency);
-        if sources.down_since().is_some_and(|since| began.duration_since(since) >= OUTAGE) {
-            budget = budget.min(OUTAGE_WAIT);
+        if sources.down_since().is_some_and(|since| began.duration_since(since) >= self.0.options.outage) {
+            budget = budget.min(self.0.options.outage_wait);
         }
         let deadline = began + budget;
         let outcome = self.rounds(sources, blob, ask, urgency, deadline).await;
         outcome.map_err(|failure| {
             let error = failure.into_error(sources.place.to_string(), blob.clone(), began.elapsed());
-            self.log(&error, urgency);
+            self.log(blob, &error, urgency);
             error
         })
     }
@@ -411,15 +418,16 @@ impl Route {
         unreachable!("the rounds end by a return")
     }
 
-    /// Logs a failed read, unless there was one just now: an outage fails many reads with one cause.
-    fn log(&self, error: &SourceError, urgency: Urgency) {
+    /// Logs a failed read, unless it failed in the same way just now: many readers wait for one blob.
+    fn log(&self, blob: &BlobId, error: &SourceError, urgency: Urgency) {
         let now = Instant::now();
         let mut logged = lock(&self.0.logged);
-        let recent = logged.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL);
-        if recent || urgency == Urgency::Prefetch {
+        logged.retain(|_, when| now.duration_since(*when) < LOG_INTERVAL);
+        let key = (blob.clone(), std::mem::discriminant(error));
+        if urgency == Urgency::Prefetch || logged.contains_key(&key) || logged.len() >= MAX_LOGGED {
             tracing::debug!(%error, "could not read from the backend");
         } else {
-            *logged = Some(now);
+            logged.insert(key, now);
             tracing::warn!(%error, "could not read from the backend");
         }
     }

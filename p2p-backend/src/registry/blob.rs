@@ -13,11 +13,14 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use http::header::{ACCEPT_ENCODING, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Response, Url};
+use sha2::Digest as _;
 
-use super::{Access, Call, Client, MAX_REMEMBERED, RegistryError, Traffic, is_redirect, lock, name};
+use super::head::{self, Odd, Plan};
+use super::redirect::is_redirect;
+use super::{Access, Call, Client, MAX_REMEMBERED, RegistryError, Traffic, Who, lock, name};
 use crate::http::{Body, loggable};
 
 /// What to fetch of a blob, and in whose name.
@@ -38,7 +41,8 @@ impl BlobRequest {
     }
 }
 
-type TargetKey = (String, String, Option<HeaderValue>);
+/// The path at the registry, and what stands for the proof of somebody else if it was asked for in their name.
+type TargetKey = (String, Option<[u8; 32]>);
 
 /// Where blobs were redirected to.
 #[derive(Default)]
@@ -209,9 +213,7 @@ impl Client {
         let response = self.call(&call).await?;
         let response = self.follow(&call, response).await?;
         let response = self.expect(&call.method, response, &[StatusCode::OK]).await?;
-        // The length of a HEAD is in its header only: there is no body to measure.
-        let length = response.headers().get(http::header::CONTENT_LENGTH);
-        Ok(length.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok()))
+        Ok(head::length(response.headers()))
     }
 
     /// Opens a blob or a part of it. The stream yields exactly what was asked for, or fails.
@@ -226,11 +228,17 @@ impl Client {
         request: &BlobRequest,
     ) -> Result<BlobStream, RegistryError> {
         let call = self.blob_call(Method::GET, repository, digest, request).await?;
-        let key = (repository.to_owned(), digest.to_owned(), request.authorization.clone());
+        let response = self.fetch(&call).await?;
+        self.stream(response, request)
+    }
+
+    /// Sends `call` to where the registry last sent us for it, else to the registry, and returns a 200 or 206.
+    pub(crate) async fn fetch(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let key = target_key(call);
         if let Some(target) = self.0.targets.get(&key) {
-            let answer = self.send_elsewhere(&call, target.clone()).await;
+            let answer = self.send_elsewhere(call, target.clone()).await;
             match answer {
-                Ok(response) if response.status().is_success() => return self.stream(response, request),
+                Ok(response) if response.status().is_success() => return Ok(response),
                 // It stands for the registry while it lives: these answers are about the blob, not about the target.
                 Ok(response) if matches!(response.status().as_u16(), 416 | 429) => {
                     return Err(self.refusal(&call.method, response).await);
@@ -244,14 +252,13 @@ impl Client {
             }
             self.0.targets.drop_if(&key, &target);
         }
-        let first = self.call(&call).await?;
+        let first = self.call(call).await?;
         let redirected = is_redirect(first.status());
-        let response = self.follow(&call, first).await?;
+        let response = self.follow(call, first).await?;
         if redirected && response.status().is_success() && response.url().origin() != call.url.origin() {
             self.0.targets.keep(key, response.url().clone());
         }
-        let response = self.expect(&call.method, response, &[StatusCode::OK, StatusCode::PARTIAL_CONTENT]).await?;
-        self.stream(response, request)
+        self.expect(&call.method, response, &[StatusCode::OK, StatusCode::PARTIAL_CONTENT]).await
     }
 
     /// Reads the bytes `range` of a blob.
@@ -278,7 +285,9 @@ impl Client {
         let mut call = Call::new(method, url, repository, Access::Pull);
         call.headers = request.headers.clone();
         call.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        call.authorization = request.authorization.clone();
+        if let Some(theirs) = &request.authorization {
+            call.who = Who::Caller(Some(theirs.clone()));
+        }
         if let Some(range) = &request.range {
             let last = range.end.checked_sub(1).filter(|last| *last >= range.start);
             let last = last.ok_or_else(|| RegistryError::Name(format!("bytes {range:?}")))?;
@@ -290,7 +299,8 @@ impl Client {
 
     fn stream(&self, response: Response, request: &BlobRequest) -> Result<BlobStream, RegistryError> {
         let url = loggable(response.url());
-        let body = judge(response.status(), response.headers(), response.content_length(), request.range.as_ref());
+        let body =
+            head::judge(response.status(), response.headers(), response.content_length(), request.range.as_ref());
         let Plan { skip, left, total, ignores_ranges } = match body {
             Ok(plan) => plan,
             Err(Odd::Form(reason)) => return Err(RegistryError::Form { url, reason }),
@@ -309,149 +319,13 @@ impl Client {
     }
 }
 
-/// How to read a body so that exactly the wanted bytes come out.
-#[derive(Debug, PartialEq, Eq)]
-struct Plan {
-    skip: u64,
-    left: Option<u64>,
-    total: Option<u64>,
-    ignores_ranges: bool,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Odd {
-    Form(String),
-    Short { want: u64, have: u64 },
-}
-
-/// Decides from the head of an answer what its body is.
-fn judge(
-    status: StatusCode,
-    headers: &HeaderMap,
-    length: Option<u64>,
-    asked: Option<&Range<u64>>,
-) -> Result<Plan, Odd> {
-    let form = |reason: &str| Err(Odd::Form(reason.to_owned()));
-    let text = |header| headers.get(header).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or("").trim();
-    let encoding = text(CONTENT_ENCODING);
-    if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
-        return Err(Odd::Form(format!("with a body in the encoding `{encoding}`, though none was accepted")));
-    }
-    let kind = text(CONTENT_TYPE).to_ascii_lowercase();
-    if kind.starts_with("text/html") {
-        return form("with a web page instead of the blob: is a login page or proxy in between?");
-    }
-    if kind.starts_with("multipart/") {
-        return form("with several ranges where one was asked for");
-    }
-    let Some(asked) = asked else {
-        return if status == StatusCode::OK {
-            Ok(Plan { skip: 0, left: length, total: length, ignores_ranges: false })
-        } else {
-            form("with a part of the blob where all of it was asked for")
-        };
+fn target_key(call: &Call<'_>) -> TargetKey {
+    let mark = |theirs: &Option<HeaderValue>| {
+        let proof = theirs.as_ref().map_or(&[][..], HeaderValue::as_bytes);
+        sha2::Sha256::digest(proof).into()
     };
-    let want = asked.end - asked.start;
-    if status == StatusCode::OK {
-        if let Some(length) = length.filter(|length| *length < asked.end) {
-            return Err(Odd::Short { want, have: length.saturating_sub(asked.start) });
-        }
-        let ignores_ranges = asked.start != 0 || length != Some(want);
-        return Ok(Plan { skip: asked.start, left: Some(want), total: length, ignores_ranges });
-    }
-    let Some(value) = headers.get(CONTENT_RANGE) else {
-        // Nothing says which part this is; a length that fits is the only hint, and digests tell the rest.
-        return if length == Some(want) {
-            Ok(Plan { skip: 0, left: Some(want), total: None, ignores_ranges: false })
-        } else {
-            form("with 206 but without `Content-Range`")
-        };
-    };
-    let Some((given, total)) = value.to_str().ok().and_then(content_range) else {
-        return Err(Odd::Form(format!(
-            "with `Content-Range: {}`",
-            String::from_utf8_lossy(value.as_bytes()).escape_debug()
-        )));
-    };
-    if given.start > asked.start || given.end <= asked.start {
-        return Err(Odd::Form(format!("with bytes {given:?} where {asked:?} were asked for")));
-    }
-    if given.end < asked.end {
-        return Err(Odd::Short { want, have: given.end - asked.start });
-    }
-    if length.is_some_and(|length| length != given.end - given.start) {
-        return form("with a `Content-Length` that contradicts its `Content-Range`");
-    }
-    Ok(Plan { skip: asked.start - given.start, left: Some(want), total, ignores_ranges: false })
-}
-
-/// Reads `bytes first-last/total`; the total may be `*`.
-fn content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
-    let (unit, rest) = text.trim().split_once(|character: char| character.is_ascii_whitespace() || character == '=')?;
-    let (range, total) = rest.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    let end = last.checked_add(1)?;
-    let total = match total.trim() {
-        "*" => None,
-        digits => Some(digits.parse().ok()?),
-    };
-    let sound = unit.eq_ignore_ascii_case("bytes") && first < end && total.is_none_or(|total| end <= total);
-    sound.then_some((first..end, total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-        let pair = |&(name, value): &(&str, &str)| {
-            (http::HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap())
-        };
-        pairs.iter().map(pair).collect()
-    }
-
-    fn plan(skip: u64, left: u64, total: Option<u64>, ignores_ranges: bool) -> Result<Plan, Odd> {
-        Ok(Plan { skip, left: Some(left), total, ignores_ranges })
-    }
-
-    #[test]
-    fn the_head_of_an_answer_decides_which_bytes_are_believed() {
-        let ok = StatusCode::OK;
-        let partial = StatusCode::PARTIAL_CONTENT;
-        let range = |text| headers(&[("content-range", text)]);
-        let table = [
-            // A host without ranges sends everything.
-            (ok, headers(&[]), Some(100), 10..20, plan(10, 10, Some(100), true)),
-            (ok, headers(&[]), None, 10..20, plan(10, 10, None, true)),
-            (ok, headers(&[]), Some(100), 0..100, plan(0, 100, Some(100), false)),
-            (ok, headers(&[]), Some(15), 10..20, Err(Odd::Short { want: 10, have: 5 })),
-            // Ranges as they should be, wider, narrower and elsewhere.
-            (partial, range("bytes 10-19/100"), Some(10), 10..20, plan(0, 10, Some(100), false)),
-            (partial, range("bytes 10-19/*"), None, 10..20, plan(0, 10, None, false)),
-            (partial, range("bytes 0-99/100"), Some(100), 10..20, plan(10, 10, Some(100), false)),
-            (partial, range("bytes 10-14/15"), Some(5), 10..20, Err(Odd::Short { want: 10, have: 5 })),
-            (partial, headers(&[]), Some(10), 10..20, plan(0, 10, None, false)),
-        ];
-        for (status, headers, length, asked, expected) in table {
-            assert_eq!(judge(status, &headers, length, Some(&asked)), expected, "{headers:?}");
-        }
-        for (status, pairs, length) in [
-            (partial, &[("content-range", "bytes 11-20/100")][..], Some(10)),
-            (partial, &[("content-range", "bytes 0-9/100")], Some(10)),
-            (partial, &[("content-range", "bytes 19-10/100")], Some(10)),
-            (partial, &[("content-range", "bytes 10-19/12")], Some(10)),
-            (partial, &[("content-range", "items 10-19/100")], Some(10)),
-            (partial, &[("content-range", "bytes 10-18446744073709551615/*")], None),
-            (partial, &[("content-range", "bytes 10-19/100")], Some(11)),
-            (partial, &[], None),
-            (partial, &[], Some(11)),
-            (partial, &[("content-type", "multipart/byteranges; boundary=x")], Some(10)),
-            (ok, &[("content-type", "Text/HTML; charset=utf-8")], Some(100)),
-            (ok, &[("content-encoding", "gzip")], Some(100)),
-        ] {
-            let judged = judge(status, &headers(pairs), length, Some(&(10..20)));
-            assert!(matches!(judged, Err(Odd::Form(_))), "{pairs:?}: {judged:?}");
-        }
+    match &call.who {
+        Who::Ours => (call.url.path().to_owned(), None),
+        Who::Caller(theirs) => (call.url.path().to_owned(), Some(mark(theirs))),
     }
 }

@@ -16,7 +16,8 @@ use http::{HeaderValue, Method, StatusCode};
 use reqwest::{Request, Response, Url};
 use tokio::time::Instant;
 
-use super::{Refusal, RegistryError, Traffic, lock, retry_after, secret};
+use super::head::retry_after;
+use super::{Refusal, RegistryError, Traffic, lock, secret};
 use crate::credentials::Credential;
 use crate::http::{Http, HttpError, is_loopback, loggable};
 

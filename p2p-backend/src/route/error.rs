@@ -117,6 +117,9 @@ pub(super) fn advice(error: &RegistryError) -> &'static str {
         RegistryError::Http(HttpError::Untrusted { .. }) => {
             "; add its authority to `ca_cert_files`, or install the system's ca-certificates"
         }
+        RegistryError::Http(HttpError::Connect { proxy: Some(_), .. }) => {
+            "; check HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and whether the proxy lets us through"
+        }
         RegistryError::Http(HttpError::Connect { .. }) => "; check `host`, `scheme`, DNS and that it is running",
         RegistryError::Http(HttpError::Silent { .. } | HttpError::Stalled { .. }) => {
             "; it accepts connections but does not answer: check its load and the network"
@@ -125,6 +128,9 @@ pub(super) fn advice(error: &RegistryError) -> &'static str {
         RegistryError::Token { .. } => "; check the token service and the credential",
         RegistryError::Refused(refusal) if refusal.status.as_u16() == 429 => {
             "; it limits our rate: log in, or use a mirror"
+        }
+        RegistryError::Refused(refusal) if refusal.status.as_u16() == 407 => {
+            "; a proxy wants a user and password: give them in the URL of HTTPS_PROXY or HTTP_PROXY"
         }
         RegistryError::Refused(refusal) if refusal.by_mirror => "; see the log of the mirror",
         RegistryError::Refused(refusal) if refusal.status.is_server_error() => "; see the log of the registry",

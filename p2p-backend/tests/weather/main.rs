@@ -5,8 +5,13 @@
 //! whether it ends, how, and how many requests it needed.
 
 mod auth;
+mod authority;
 mod blobs;
+mod child;
 mod documents;
+mod multiplexed;
+mod names;
+mod proxies;
 mod real;
 mod routes;
 mod server;

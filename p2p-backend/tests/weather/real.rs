@@ -8,7 +8,7 @@ use nydus_backend::registry::{Client, ClientOptions, Mounted, Scheme};
 use nydus_backend::{Config, Route, RouteOptions, Urgency};
 use serde_json::json;
 
-use crate::server::{Server, digest, sample};
+use crate::server::{Server, digest, sample, skipped};
 
 struct Registry {
     child: Child,
@@ -24,7 +24,6 @@ impl Drop for Registry {
 }
 
 /// Starts a registry, or says why not.
-#[expect(clippy::print_stdout, reason = "a skipped test says why")]
 async fn start() -> Option<Registry> {
     let data = tempfile::tempdir().unwrap();
     let host = Server::nobody().await.to_string();
@@ -39,7 +38,7 @@ async fn start() -> Option<Registry> {
     match started {
         Ok(child) => Some(Registry { child, host, _data: data }),
         Err(error) => {
-            println!("skipped: docker-registry cannot be started: {error}");
+            skipped(&format!("docker-registry cannot be started: {error}"));
             None
         }
     }

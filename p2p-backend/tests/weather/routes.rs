@@ -221,6 +221,24 @@ async fn a_read_ends_at_its_deadline_and_the_next_one_asks_again() {
 }
 
 #[tokio::test]
+async fn in_a_long_outage_reads_wait_a_short_time_and_notice_its_end() {
+    let address = Server::nobody().await;
+    let outage = Duration::from_millis(300);
+    let options = RouteOptions { outage, outage_wait: Duration::from_millis(500), ..options() };
+    let route = route(&address.to_string(), json!([]), options);
+    // Enough failures to call the registry down.
+    for _ in 0..2 {
+        assert!(route.read(&blob(), 0..5, Urgency::Prefetch).await.is_err());
+    }
+    tokio::time::sleep(outage).await;
+    let error = read(&route).await.unwrap_err();
+    let SourceError::Deadline { after, .. } = error else { panic!("{error}") };
+    assert!(after < Duration::from_secs(10), "the deadline is 20 s, and it waited {after:?}");
+    let _server = Server::start_at(address, good).await;
+    assert_eq!(read(&route).await.unwrap(), expected());
+}
+
+#[tokio::test]
 async fn a_trickle_cannot_use_up_the_time_of_the_source_behind_it() {
     // Each byte comes within the stall time, the whole range never.
     let mirror = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -474,4 +492,37 @@ async fn a_store_in_memory_keeps_deadlines_too() {
     assert!(matches!(read(&route).await, Err(SourceError::Injected { .. })));
     assert_eq!(read(&route).await.unwrap(), expected());
     assert_eq!(route.size(&blob()).await.unwrap(), 1000);
+}
+
+#[tokio::test]
+async fn each_way_to_fail_says_what_to_do() {
+    let page = || Reply::new(200).header("Content-Type", "text/html").body("<html>");
+    let service = Server::start(|_| Reply::new(503)).await;
+    let challenge = format!("Bearer realm=\"{}\"", service.url("/token"));
+    let answers: Vec<(Reply, &str)> = vec![
+        (Reply::new(401), "check the credential"),
+        (Reply::new(401).header("WWW-Authenticate", challenge), "check the token service"),
+        (Reply::new(403), "check the credential"),
+        (Reply::new(404), "check `repo`"),
+        (Reply::new(410), "check `repo`"),
+        (Reply::new(416), "push the image again"),
+        (Reply::new(407), "HTTPS_PROXY"),
+        (Reply::new(429).header("Retry-After", "3600"), "use a mirror"),
+        (Reply::new(500), "log of the registry"),
+        (page(), "login page"),
+        (Reply::new(200).body(sample(15)), "push the image again"),
+        (Reply::new(302).header("Location", "/v2/again"), "is that host a registry"),
+        (Reply::new(200).how(How::Slam), "check the network"),
+        (Reply::new(200).how(How::Never), "check its load"),
+        (Reply::new(206).header("Content-Range", "bytes 10-19/1000").body(expected()).how(How::Stall(3)), "its load"),
+    ];
+    for (reply, advice) in answers {
+        let text = format!("{reply:?}");
+        let origin = Server::start(move |_| reply.clone()).await;
+        let error = read(&route(&origin.host(), json!([]), impatient(1500))).await.unwrap_err().to_string();
+        for part in [origin.host().as_str(), "repository a/b", "b10b", advice] {
+            assert!(error.contains(part), "{text}: `{part}` is not in `{error}`");
+        }
+        assert!(!error.contains('\n'), "{error}");
+    }
 }
