@@ -12,6 +12,7 @@ pub mod config;
 mod fetch;
 mod filling;
 mod health;
+mod listener;
 mod manifests;
 mod map;
 mod metrics;
@@ -20,7 +21,6 @@ mod quota;
 mod range;
 mod reader;
 mod request;
-mod resolve;
 mod server;
 mod upstream;
 
@@ -43,6 +43,7 @@ pub use upstream::PrepareError;
 
 use fetch::Fetcher;
 use health::Health;
+use listener::Impatient;
 use metrics::Metrics;
 use quota::Store;
 use request::Reception;
@@ -81,6 +82,7 @@ pub struct Mirror {
     listeners: [TcpListener; 3],
     stop: CancellationToken,
     drain: Duration,
+    stall: Duration,
 }
 
 impl Mirror {
@@ -112,7 +114,7 @@ impl Mirror {
         ];
         let health =
             Health { listen: listeners[0].local_addr().unwrap_or(config.listen), data_dir: config.data_dir.clone() };
-        Ok(Self { server, health, listeners, stop, drain: config.timeouts.drain })
+        Ok(Self { server, health, listeners, stop, drain: config.timeouts.drain, stall: config.timeouts.stall })
     }
 
     /// Returns where requests are answered, `/healthy` and `/metrics`; tells ports that were left to the system.
@@ -138,6 +140,7 @@ impl Mirror {
             "/metrics",
             get(move || async move {
                 server.store.report();
+                server.fetcher.upstream.report();
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 ([(CONTENT_TYPE, kind)], server.metrics.text())
             }),
@@ -145,6 +148,7 @@ impl Mirror {
         let mut serving = JoinSet::new();
         for (listener, router) in [(mirror, answers), (healthy, health), (numbers, metrics)] {
             let quit = quit.clone();
+            let listener = Impatient { listener, stall: self.stall };
             serving.spawn(async move {
                 if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(quit.cancelled_owned()).await {
                     tracing::error!(%error, "a listener ended");

@@ -88,7 +88,7 @@ impl Failure {
                 UpstreamError::Busy { retry_after, .. } => {
                     ours = false;
                     if let Some(after) = retry_after {
-                        headers.insert(RETRY_AFTER, after.clone());
+                        headers.insert(RETRY_AFTER, after.as_secs().into());
                     }
                 }
                 _ => {}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use url::Url;
 
-use super::resolve;
+use crate::http::Reach;
 
 /// Where the daemon looks when no `--config` is given; a missing file there means the defaults.
 pub const DEFAULT_PATH: &str = "/etc/nydus/nydus-p2p.toml";
@@ -276,7 +276,7 @@ fn usable(url: &Url, key: &str) -> Result<(), ConfigError> {
     if !matches!(url.path(), "" | "/") || url.query().is_some() {
         return value(format!("`{url}` has a path; give scheme, host and port only"));
     }
-    if resolve::forbidden_host(url) {
+    if !Reach::NotLinkLocal.covers_url(url) {
         return value(format!("`{url}` is a link-local address, which is never asked"));
     }
     Ok(())

@@ -11,18 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::header::CONTENT_ENCODING;
 use http::{HeaderValue, Method, StatusCode};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::allow::Caller;
 use super::filling::{Interest, Launch, Step};
 use super::metrics::Metrics;
 use super::pieces::{Claim, Giver, Look, Verdict};
 use super::quota::Pin;
-use super::upstream::{Call, Upstream, UpstreamError, Via, content_range, is_page, length};
+use super::upstream::{Answer, Call, Upstream, UpstreamError, Via};
+use crate::registry::head::{content_range, length, no_blob};
 
 /// Pieces that one request asks for at most.
 pub(super) const WINDOW: u64 = 8;
@@ -33,10 +32,10 @@ const RUNS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Errand {
     pub(super) registry: String,
+    pub(super) repo: String,
     /// `/v2/<repo>/blobs/<digest>`.
     pub(super) path: String,
     pub(super) authorization: Option<HeaderValue>,
-    pub(super) caller: Caller,
     /// Stands for the caller, the registry and the path together.
     pub(super) key: [u8; 32],
     pub(super) hops: Vec<String>,
@@ -72,8 +71,25 @@ impl Fetcher {
         errand: &Arc<Errand>,
         within: Range<u64>,
     ) -> Vec<(u64, Interest)> {
-        let no_mirror = self.upstream.mirrors(false).next().is_none();
-        let at_registry = no_mirror || errand.no_peer || pin.registry_only.load(Ordering::Relaxed);
+        self.launch_with(pin, errand, within, None)
+    }
+
+    /// As [`Fetcher::launch`], with an answer to the request for `within` from its beginning.
+    pub(super) fn launch_with(
+        self: &Arc<Self>,
+        pin: &Pin,
+        errand: &Arc<Errand>,
+        within: Range<u64>,
+        opened: Option<(Via, Answer)>,
+    ) -> Vec<(u64, Interest)> {
+        let at_registry = match &opened {
+            Some((via, _)) => *via == Via::Registry,
+            None => {
+                let no_mirror = self.upstream.mirrors(false).next().is_none();
+                no_mirror || errand.no_peer || pin.registry_only.load(Ordering::Relaxed)
+            }
+        };
+        let start = within.start;
         let launch = Launch::new(errand.key, at_registry);
         let (claims, interests) = pin.blob().claim(within, &launch);
         if claims.is_empty() {
@@ -85,6 +101,8 @@ impl Fetcher {
             pin: pin.clone(),
             errand: errand.clone(),
             launch,
+            // Somebody else may have claimed the first pieces meanwhile; then it is an answer to another question.
+            opened: opened.filter(|_| numbers.first() == Some(&start)),
             claims: claims.into(),
             asked_whole: false,
         };
@@ -193,6 +211,8 @@ struct Run {
     launch: Arc<Launch>,
     /// Neighbours, in order; the first may have begun. After a whole answer there may be gaps.
     claims: VecDeque<Claim>,
+    /// What the first upstream has answered already.
+    opened: Option<(Via, Answer)>,
     /// The upstream sends the whole blob or nothing: take all of it, once.
     asked_whole: bool,
 }
@@ -214,6 +234,10 @@ impl Run {
             if at_registry { VecDeque::new() } else { fetcher.upstream.mirrors(false).collect() };
         // The registry twice: a connection that broke says little about the next one.
         sources.extend([Via::Registry, Via::Registry]);
+        if let Some((via @ Via::Mirror(_), _)) = self.opened {
+            sources.retain(|other| *other != via);
+            sources.push_front(via);
+        }
         let mut last = None;
         while let Some(via) = sources.pop_front() {
             if via == Via::Registry {
@@ -281,34 +305,36 @@ impl Run {
         let call = Call {
             method: Method::GET,
             registry: &errand.registry,
+            repo: &errand.repo,
             path: &errand.path,
             range: Some(range.clone()),
             accept: None,
             authorization: errand.authorization.as_ref(),
-            caller: errand.caller,
             hops: &errand.hops,
         };
-        let mut answer = match self.unless_left(fetcher.upstream.send(via, &call)).await {
-            None => return Stop::Done,
-            Some(Err(error)) => return Stop::Next(error),
-            Some(Ok(answer)) => answer,
+        let mut answer = match self.opened.take() {
+            Some((from, answer)) if from == via => answer,
+            _ => match self.unless_left(fetcher.upstream.send(via, &call)).await {
+                None => return Stop::Done,
+                Some(Err(error)) => return Stop::Next(error),
+                Some(Ok(answer)) => answer,
+            },
         };
         let odd = |reason: String| {
             Stop::Next(UpstreamError::Odd { by: fetcher.upstream.name(via, &errand.registry).to_owned(), reason })
         };
-        if let Some(coding) = answer.headers().get(CONTENT_ENCODING)
-            && coding != "identity"
-        {
-            return odd(format!("sends a blob with Content-Encoding {coding:?}"));
+        let size = self.pin.size();
+        if let Some(reason) = no_blob(&answer.headers) {
+            return odd(format!("answers a range {reason}"));
         }
-        let mut at = match answer.status() {
-            StatusCode::PARTIAL_CONTENT => match content_range(answer.headers()) {
-                Some((got, total)) if total == self.pin.size() && got.start == start && got.end <= range.end => start,
-                got => return odd(format!("answers range {range:?} of {} bytes with {got:?}", self.pin.size())),
+        let mut at = match answer.status {
+            StatusCode::PARTIAL_CONTENT => match content_range(&answer.headers) {
+                // A larger blob of this name is another one; an answer that does not tell is as good as its bytes.
+                Some((got, total)) if total.is_none_or(|total| total == size) && got.start == start => start,
+                got => return odd(format!("answers range {range:?} of {size} bytes with {got:?}")),
             },
             StatusCode::OK => {
-                if length(answer.headers()).is_some_and(|length| length != self.pin.size()) || is_page(answer.headers())
-                {
+                if length(&answer.headers).is_some_and(|length| length != size) {
                     return odd("answers a range with something that is not the blob".into());
                 }
                 self.take_whole();
@@ -321,7 +347,7 @@ impl Run {
             if front.filling().got() == 0 && !self.wanted() {
                 return Stop::Done;
             }
-            let bytes = match fetcher.upstream.next(via, &errand.registry, &mut answer).await {
+            let bytes = match fetcher.upstream.next(&mut answer).await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return odd("ended the body early".into()),
                 Err(error) => return Stop::Next(error),

@@ -116,6 +116,11 @@ impl Store {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells whether something of a blob is here, or on its way.
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.blobs().contains_key(digest)
+    }
+
     /// Returns the bytes of all ready pieces.
     pub(super) fn usage(&self) -> u64 {
         self.usage.load(Ordering::Relaxed)

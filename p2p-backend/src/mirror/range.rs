@@ -39,6 +39,17 @@ impl Wanted {
     }
 }
 
+/// Returns the bytes that a request asks for as far as that can be told without the size; none if it depends on it.
+pub(super) fn begins(header: Option<&str>) -> Option<Range<u64>> {
+    let longest = u64::MAX / 2;
+    match (Wanted::of(header, longest), Wanted::of(header, longest - 1)) {
+        (Wanted::Whole, _) => Some(0..longest),
+        // One that counts from the end begins where the size says.
+        (Wanted::Part(one), Wanted::Part(other)) if one.start == other.start => Some(one),
+        _ => None,
+    }
+}
+
 enum Number {
     Absent,
     Is(u64),
@@ -86,5 +97,21 @@ mod tests {
         for (header, size, wanted) in cases {
             assert_eq!(Wanted::of(header, size), wanted, "{header:?} of {size}");
         }
+    }
+
+    #[test]
+    fn what_depends_on_the_size_is_not_guessed() {
+        let begin = |header| begins(header).map(|range| range.start);
+        for (header, start) in [
+            (None, Some(0)),
+            (Some("bytes=7-9"), Some(7)),
+            (Some("bytes=7-"), Some(7)),
+            (Some("bytes=-7"), None),
+            (Some("bytes = -7"), None),
+            (Some("nonsense"), Some(0)),
+        ] {
+            assert_eq!(begin(header), start, "{header:?}");
+        }
+        assert_eq!(begins(Some("bytes=7-9")), Some(7..10));
     }
 }

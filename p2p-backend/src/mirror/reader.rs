@@ -39,11 +39,20 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Begins at `range.start`, which must lie in the blob.
-    pub(super) fn new(fetcher: Arc<Fetcher>, pin: Pin, errand: Arc<Errand>, range: Range<u64>) -> Self {
+    /// Begins at `range.start`, which must lie in the blob; `held` are pieces that are on their way on its behalf.
+    pub(super) fn new(
+        fetcher: Arc<Fetcher>,
+        pin: Pin,
+        errand: Arc<Errand>,
+        range: Range<u64>,
+        held: Vec<(u64, Interest)>,
+    ) -> Self {
         fetcher.prove(&pin);
         let Range { start: at, end } = range;
-        Self { fetcher, pin, errand, at, end, held: BTreeMap::new(), looked: None, cleaned: at / PIECE, tries: 0 }
+        let pieces = at / PIECE..end.div_ceil(PIECE);
+        let held: BTreeMap<u64, Interest> = held.into_iter().filter(|(piece, _)| pieces.contains(piece)).collect();
+        let cleaned = held.keys().last().map_or(pieces.start, |last| last + 1);
+        Self { fetcher, pin, errand, at, end, held, looked: None, cleaned, tries: 0 }
     }
 
     /// Returns how many bytes are still to come.

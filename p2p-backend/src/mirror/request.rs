@@ -48,6 +48,8 @@ pub(super) enum Target {
     },
     /// Anything else that is read from a repository: passed on, never kept. The path begins with `/v2/`.
     Other {
+        /// The repository.
+        repo: String,
         /// The path and query to ask upstream.
         path: String,
     },
@@ -191,16 +193,16 @@ fn target(path: &str, query: Option<&str>) -> Option<Target> {
     match verb {
         "blobs" => match sha256(last) {
             Some(digest) => Some(Target::Blob { repo, digest }),
-            None => is_foreign_digest(last).then(|| Target::Other { path: path.to_owned() }),
+            None => is_foreign_digest(last).then(|| Target::Other { repo, path: path.to_owned() }),
         },
         "manifests" => match sha256(last) {
             Some(digest) => Some(Target::Manifest { repo, digest }),
             None if is_tag(last) => Some(Target::Tag { repo, tag: last.to_owned() }),
-            None => is_foreign_digest(last).then(|| Target::Other { path: path.to_owned() }),
+            None => is_foreign_digest(last).then(|| Target::Other { repo, path: path.to_owned() }),
         },
-        "tags" if last == "list" => Some(Target::Other { path: with_query(path, query) }),
+        "tags" if last == "list" => Some(Target::Other { repo, path: with_query(path, query) }),
         "referrers" if sha256(last).is_some() || is_foreign_digest(last) => {
-            Some(Target::Other { path: with_query(path, query) })
+            Some(Target::Other { repo, path: with_query(path, query) })
         }
         _ => None,
     }
@@ -319,10 +321,10 @@ mod tests {
         assert!(matches!(target(&format!("/v2/a/manifests/sha256:{HEX}")), Ok(Target::Manifest { .. })));
         assert_eq!(
             target("/v2/a/tags/list?n=5&ns=docker.io"),
-            Ok(Target::Other { path: "/v2/a/tags/list?n=5".into() })
+            Ok(Target::Other { repo: "a".into(), path: "/v2/a/tags/list?n=5".into() })
         );
         let sha512 = format!("/v2/a/blobs/sha512:{HEX}{HEX}");
-        assert_eq!(target(&sha512), Ok(Target::Other { path: sha512 }));
+        assert_eq!(target(&sha512), Ok(Target::Other { repo: "a".into(), path: sha512 }));
         for path in [
             "/",
             "/token",

@@ -1,119 +1,33 @@
 //! Asking those who have what we lack: other mirrors, then the registry.
 //!
-//! A caller's Authorization goes to the registry that it is for, to mirrors that the operator trusts, and nowhere else:
-//! redirects are followed by hand, and another host gets none of it. Where a registry sends everybody elsewhere for a
-//! blob, the place is remembered for the next ranges of it, until that place says no.
+//! Each is asked by a [`Client`], as everybody asks registries; what is ours is in whose name. A caller's Authorization
+//! goes to the registry that it is for, to mirrors that the operator trusts, and nowhere else, and what the registry says
+//! to it is relayed. A caller without one is anonymous, unless the operator lends an account. Link-local addresses are
+//! never asked, and other mirrors are told through whom a request came.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod error;
+mod link;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
-};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use std::ops::Range;
-use url::Url;
+use http::header::{ACCEPT, ACCEPT_ENCODING, RANGE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::allow::Caller;
-use super::config::{Config, Timeouts};
+use super::config::{Account, Config};
 use super::metrics::{Metrics, Of};
 use super::request::{HOPS, REGISTRY};
-use super::resolve;
+use crate::credentials::Credential;
+use crate::http::{Body, Pools, Proxy, Reach, Timeouts, Tls, authority};
+use crate::registry::head::{content_range, is_page, length};
+use crate::registry::{Access, Client, ClientOptions, RegistryError, Scheme, Traffic, Who, is_redirect};
+use link::Link;
 
-/// How many redirects in a row are followed.
-const MAX_REDIRECTS: usize = 5;
-/// How long a blob's place is remembered. Signed URLs live for minutes; one that died is asked once and forgotten.
-const TARGET_LIFE: Duration = Duration::from_secs(120);
-/// How long a mirror that did not answer is left alone.
-const ILL: Duration = Duration::from_secs(5);
-/// How often the log tells of one upstream's trouble: every caller's request meets it.
-const TOLD: Duration = Duration::from_secs(30);
-/// Remembered places.
-const MOST_TARGETS: usize = 4096;
-
-/// Why an upstream could not be made from the configuration; completes "could not prepare the upstreams".
-#[derive(Debug, thiserror::Error)]
-pub enum PrepareError {
-    /// A file of certificates cannot be read or understood.
-    #[error("ca_files of {of}: {}: {reason}", path.display())]
-    Roots {
-        /// The entry.
-        of: String,
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The password file of an account cannot be used.
-    #[error("password_file of {of}: {}: {source}", path.display())]
-    Password {
-        /// The entry.
-        of: String,
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The client cannot be made.
-    #[error("{of}: {source}")]
-    Client {
-        /// The entry.
-        of: String,
-        /// What the library said.
-        source: reqwest::Error,
-    },
-}
-
-/// Why an upstream gave nothing; completes "could not read upstream".
-#[derive(Debug, thiserror::Error)]
-pub(super) enum UpstreamError {
-    /// It says that this caller may not have it, or that there is no such thing.
-    #[error("{by} answered {status}")]
-    Refused { by: String, status: StatusCode, challenges: Vec<HeaderValue> },
-    /// It has had too much of us.
-    #[error("{by} answered 429")]
-    Busy { by: String, retry_after: Option<HeaderValue> },
-    /// It is broken.
-    #[error("{by} answered {status}")]
-    Broken { by: String, status: StatusCode },
-    /// There is no connection to it, or it broke.
-    #[error("{by}: {reason}")]
-    Unreachable { by: String, reason: String },
-    /// It is silent.
-    #[error("{by} sent nothing for {limit:?}")]
-    Silent { by: String, limit: Duration },
-    /// It answers something that cannot be the answer.
-    #[error("{by}: {reason}")]
-    Odd { by: String, reason: String },
-    /// Another mirror's question waits for this piece, and we wait for another mirror: waiting could be for ever.
-    #[error("the piece is on its way from another mirror, for which this request must not wait")]
-    Entangled,
-}
-
-impl UpstreamError {
-    /// Whether it is about the caller and the thing, not about the upstream's health.
-    pub(super) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused { .. })
-    }
-
-    /// Whether it is about the upstream's health, and an operator can do something.
-    fn is_trouble(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Busy { .. } | Self::Entangled)
-    }
-
-    /// Returns what may help; begins with `; ` or is empty.
-    fn advice(&self) -> &'static str {
-        match self {
-            Self::Unreachable { reason, .. } if reason.contains("certificate") => {
-                "; add its authority to its `ca_files`"
-            }
-            _ => "",
-        }
-    }
-}
+pub use error::PrepareError;
+pub(super) use error::UpstreamError;
 
 /// Where to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,37 +50,40 @@ pub(super) struct Call<'a> {
     pub(super) method: Method,
     /// The configured registry.
     pub(super) registry: &'a str,
+    /// The repository; empty where it is about none.
+    pub(super) repo: &'a str,
     /// Path and query, from `/v2/` on.
     pub(super) path: &'a str,
     pub(super) range: Option<Range<u64>>,
     pub(super) accept: Option<&'a HeaderValue>,
     pub(super) authorization: Option<&'a HeaderValue>,
-    /// Stands for the authorization where something is remembered.
-    pub(super) caller: Caller,
     /// The mirrors that the request came through.
     pub(super) hops: &'a [String],
 }
 
-#[derive(Debug)]
-struct Link {
-    /// As shown in logs.
-    name: String,
-    url: Url,
-    client: reqwest::Client,
-    trusted: bool,
-    first_byte: Duration,
-    stall: Duration,
-    lend: Option<HeaderValue>,
-    /// Until when a mirror that was dead or silent is not asked.
-    ill: Mutex<Option<Instant>>,
-    /// When the log told of its trouble.
-    told: Mutex<Option<Instant>>,
+impl Call<'_> {
+    fn is_blob(&self) -> bool {
+        self.path.contains("/blobs/")
+    }
 }
 
+/// A successful answer; [`Upstream::next`] gives its body.
 #[derive(Debug)]
-struct Place {
-    url: Url,
-    at: Instant,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    via: Via,
+    registry: String,
+    path: String,
+    body: Body,
+}
+
+/// That a caller may have something, and how large it is.
+#[derive(Debug)]
+pub(super) struct Probed {
+    pub(super) size: u64,
+    /// The bytes themselves, if they were asked for at once.
+    pub(super) opened: Option<(Via, Answer)>,
 }
 
 /// All that can be asked.
@@ -175,76 +92,80 @@ pub(super) struct Upstream {
     id: String,
     mirrors: Vec<Link>,
     registries: BTreeMap<String, Link>,
-    places: Mutex<HashMap<(Caller, String), Place>>,
+    /// Names of registries with the schemes that they are asked by.
+    schemes: BTreeMap<String, &'static str>,
     /// How long a mirror may take to say who may read.
     mirror_probe: Duration,
     metrics: Arc<Metrics>,
+    /// What went to mirrors, and to registries.
+    traffic: [Arc<Traffic>; 2],
 }
 
 impl Upstream {
     /// Makes clients for what `config` names; opens no connection. `id` is ours among mirrors.
     pub(super) fn new(config: &Config, id: String, metrics: Arc<Metrics>) -> Result<Self, PrepareError> {
-        // A second install is refused, and then there is a provider already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let times = &config.timeouts;
+        let traffic: [Arc<Traffic>; 2] = Default::default();
+        let limits = |first_byte| Timeouts { connect: times.connect, first_byte, stall: times.stall };
+        let pools = Pools::default();
+        let client = |name: &str, url: &url::Url, options: ClientOptions| {
+            let scheme = if url.scheme() == "https" { Scheme::Https } else { Scheme::Http };
+            let options = ClientOptions { scheme, reach: Reach::NotLinkLocal, pools: pools.clone(), ..options };
+            let client = Client::new(&authority(url), options);
+            client.map_err(|source| PrepareError::Client { of: name.to_owned(), source })
+        };
         let mut mirrors = Vec::new();
         for mirror in &config.mirrors {
             let name = mirror.url.origin().ascii_serialization();
-            let client = client(&name, times, mirror.skip_verify, &mirror.ca_files, false)?;
-            let url = mirror.url.clone();
-            mirrors.push(Link {
-                name,
-                url,
-                client,
-                trusted: mirror.trusted,
-                first_byte: times.first_byte_mirror,
+            let first_byte = times.first_byte_mirror;
+            let options = ClientOptions {
+                tls: Tls { skip_verify: mirror.skip_verify, ca_cert_files: mirror.ca_files.clone() },
                 // Shorter than our callers' patience, so that there is time for the registry.
-                stall: times.stall.min(times.first_byte_mirror),
-                lend: None,
-                ill: Mutex::default(),
-                told: Mutex::default(),
-            });
-        }
-        let mut registries = BTreeMap::new();
-        for registry in &config.registries {
-            let Some(url) = registry.url.clone() else { continue };
-            let loopback = match url.host() {
-                Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-                Some(url::Host::Ipv4(address)) => address.is_loopback(),
-                Some(url::Host::Ipv6(address)) => address.is_loopback(),
-                None => false,
+                timeouts: Timeouts { stall: times.stall.min(first_byte), ..limits(first_byte) },
+                proxy: Proxy::Direct,
+                traffic: traffic[0].clone(),
+                ..ClientOptions::default()
             };
+            let client = client(&name, &mirror.url, options)?;
+            mirrors.push(Link::new(name, client, mirror.trusted, false));
+        }
+        let (mut registries, mut schemes) = (BTreeMap::new(), BTreeMap::new());
+        for registry in &config.registries {
+            let Some(url) = &registry.url else { continue };
             let name = registry.name.clone();
-            let client = client(&name, times, registry.skip_verify, &registry.ca_files, !loopback)?;
-            let lend = match &registry.lend {
-                Some(account) => Some(account.header().map_err(|source| PrepareError::Password {
+            let credential = match &registry.lend {
+                Some(account) => account.credential().map_err(|source| PrepareError::Password {
                     of: name.clone(),
                     path: account.password_file.clone(),
                     source,
-                })?),
-                None => None,
+                })?,
+                None => Credential::Anonymous,
             };
-            let link = Link {
-                name: name.clone(),
-                url,
-                client,
-                trusted: true,
-                first_byte: times.first_byte_registry,
-                stall: times.stall,
-                lend,
-                ill: Mutex::default(),
-                told: Mutex::default(),
+            let options = ClientOptions {
+                tls: Tls { skip_verify: registry.skip_verify, ca_cert_files: registry.ca_files.clone() },
+                timeouts: limits(times.first_byte_registry),
+                proxy: Proxy::Environment,
+                credential,
+                traffic: traffic[1].clone(),
+                ..ClientOptions::default()
             };
+            let link = Link::new(name.clone(), client(&name, url, options)?, true, registry.lend.is_some());
+            schemes.insert(name.clone(), if url.scheme() == "https" { "https" } else { "http" });
             registries.insert(name, link);
         }
         let mirror_probe = times.first_byte_mirror.min(times.headers / 2);
-        Ok(Self { id, mirrors, registries, places: Mutex::default(), mirror_probe, metrics })
+        Ok(Self { id, mirrors, registries, schemes, mirror_probe, metrics, traffic })
     }
 
     /// Returns the mirrors in order that are not known to be ill, all or only those whose word counts.
     pub(super) fn mirrors(&self, only_trusted: bool) -> impl Iterator<Item = Via> + '_ {
         let counts = move |link: &Link| (link.trusted || !only_trusted) && !link.is_ill();
         self.mirrors.iter().enumerate().filter(move |(_, link)| counts(link)).map(|(number, _)| Via::Mirror(number))
+    }
+
+    /// Whether those who may say who may read are also those who are asked for bytes first.
+    pub(super) fn all_trusted(&self) -> bool {
+        self.mirrors.iter().all(|link| link.trusted)
     }
 
     /// Returns how `via` is called in logs.
@@ -255,378 +176,210 @@ impl Upstream {
         }
     }
 
+    /// Brings the numbers of requests up to date.
+    pub(super) fn report(&self) {
+        for (via, traffic) in [Via::Mirror(0), Via::Registry].into_iter().zip(&self.traffic) {
+            let counter = self.metrics.upstream_requests.get_or_create(&via.label());
+            counter.inc_by(traffic.requests().saturating_sub(counter.get()));
+        }
+    }
+
     /// Sends `call` and returns a successful answer, wherever redirects led to.
-    pub(super) async fn send(&self, via: Via, call: &Call<'_>) -> Result<reqwest::Response, UpstreamError> {
-        let outcome = self.follow(via, call).await;
-        if let Err(error) = &outcome {
-            self.metrics.upstream_errors.get_or_create(&via.label()).inc();
-            if let Ok(link) = self.link(via, call) {
-                link.note(error);
-            }
+    pub(super) async fn send(&self, via: Via, call: &Call<'_>) -> Result<Answer, UpstreamError> {
+        let link = self.link(via, call.registry)?;
+        let request = self.request(via, link, call).await;
+        let answer = match request {
+            Ok(request) if call.is_blob() && call.method == Method::GET => link.client.fetch(&request).await,
+            Ok(request) => self.follow(link, &request).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(answer) => Ok(Answer {
+                status: answer.status(),
+                headers: answer.headers().clone(),
+                via,
+                registry: call.registry.to_owned(),
+                path: call.path.to_owned(),
+                body: link.client.http().body(answer),
+            }),
+            Err(error) => Err(self.failed(via, link, call.path, UpstreamError::of(&link.name, error))),
         }
-        outcome
     }
 
-    /// Sends `call` once; a redirect is an answer like any other.
-    pub(super) async fn send_once(&self, via: Via, call: &Call<'_>) -> Result<reqwest::Response, UpstreamError> {
-        let link = self.link(via, call)?;
-        let url = join(link, call.path)?;
-        let answer = self.exchange(via, link, &url, call, true).await?;
-        self.judge(link, answer)
+    async fn follow(
+        &self,
+        link: &Link,
+        request: &crate::registry::Call<'_>,
+    ) -> Result<reqwest::Response, RegistryError> {
+        let answer = link.client.call(request).await?;
+        let answer = link.client.follow(request, answer).await?;
+        if answer.status().is_success() { Ok(answer) } else { Err(link.client.refusal(&request.method, answer).await) }
     }
 
-    async fn follow(&self, via: Via, call: &Call<'_>) -> Result<reqwest::Response, UpstreamError> {
-        let link = self.link(via, call)?;
-        let origin = join(link, call.path)?;
-        let kept = (via == Via::Registry && call.method == Method::GET)
-            .then(|| (call.caller, format!("{}{}", call.registry, call.path)));
-        if let Some(key) = &kept
-            && let Some(place) = self.place(key)
-        {
-            match self.exchange(via, link, &place, call, false).await {
-                Ok(answer) if answer.status().is_success() => return Ok(answer),
-                Ok(answer) => tracing::debug!(by = %link.name, status = %answer.status(), "a remembered place says no"),
-                Err(error) => tracing::debug!(by = %link.name, %error, "a remembered place does not answer"),
-            }
-            self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        }
-        let mut url = origin.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let home = url.origin() == origin.origin();
-            let answer = self.exchange(via, link, &url, call, home).await?;
-            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                let answer = self.judge(link, answer)?;
-                if let Some(key) = kept
-                    && !home
-                {
-                    self.remember(key, url);
-                }
-                return Ok(answer);
-            }
-            let next = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok()).and_then(|to| url.join(to).ok());
-            let Some(next) = next.filter(|next| matches!(next.scheme(), "http" | "https")) else {
-                return Err(odd(link, "redirects to nowhere"));
-            };
-            if url.scheme() == "https" && next.scheme() == "http" && !loopback(&next) {
-                return Err(odd(link, "redirects from https to http"));
-            }
-            url = next;
-        }
-        Err(odd(link, "redirects in a circle"))
-    }
-
-    async fn exchange(
+    /// Puts `call` into the form in which `link` is asked.
+    async fn request<'c>(
         &self,
         via: Via,
         link: &Link,
-        url: &Url,
-        call: &Call<'_>,
-        home: bool,
-    ) -> Result<reqwest::Response, UpstreamError> {
-        if resolve::forbidden_host(url) {
-            return Err(odd(link, "leads to a link-local address, which is never asked"));
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(range) = &call.range {
-            let value = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        call: &Call<'c>,
+    ) -> Result<crate::registry::Call<'c>, RegistryError> {
+        let url = link.client.url(call.path.trim_start_matches('/')).await?;
+        let mut request = crate::registry::Call::new(call.method.clone(), url, call.repo, Access::Pull);
+        let mut put = |name: HeaderName, value: String| {
             if let Ok(value) = value.parse() {
-                headers.insert(RANGE, value);
+                request.headers.insert(name, value);
             }
+        };
+        put(ACCEPT_ENCODING, "identity".to_owned());
+        if let Some(range) = &call.range {
+            put(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         }
         if let Some(accept) = call.accept {
-            headers.insert(ACCEPT, accept.clone());
+            request.headers.insert(ACCEPT, accept.clone());
         }
-        if home {
-            let lent = if call.authorization.is_none() { link.lend.as_ref() } else { None };
-            if let Some(value) = call.authorization.filter(|_| link.trusted).or(lent) {
-                headers.insert(AUTHORIZATION, value.clone());
-            }
-            if let Via::Mirror(_) = via {
-                let scheme = self.registries.get(call.registry).map_or("https", |registry| registry.url.scheme());
-                let hops: Vec<&str> = call.hops.iter().map(String::as_str).chain([self.id.as_str()]).collect();
-                for (name, value) in [(REGISTRY, format!("{scheme}://{}", call.registry)), (HOPS, hops.join(", "))] {
-                    if let Ok(value) = value.parse() {
-                        headers.insert(name, value);
-                    }
+        request.who = match call.authorization {
+            None if link.lends => Who::Ours,
+            theirs => Who::Caller(theirs.filter(|_| link.trusted).cloned()),
+        };
+        if let Via::Mirror(_) = via {
+            let scheme = self.schemes.get(call.registry).copied().unwrap_or("https");
+            let hops: Vec<&str> = call.hops.iter().map(String::as_str).chain([self.id.as_str()]).collect();
+            for (name, value) in [(REGISTRY, format!("{scheme}://{}", call.registry)), (HOPS, hops.join(", "))] {
+                if let Ok(value) = value.parse() {
+                    request.own_headers.insert(name, value);
                 }
             }
         }
-        self.metrics.upstream_requests.get_or_create(&via.label()).inc();
-        let request = link.client.request(call.method.clone(), url.clone()).headers(headers);
-        match tokio::time::timeout(link.first_byte, request.send()).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(UpstreamError::Unreachable { by: link.name.clone(), reason: innermost(&error) }),
-            Err(_) => Err(UpstreamError::Silent { by: link.name.clone(), limit: link.first_byte }),
-        }
+        Ok(request)
     }
 
-    fn judge(&self, link: &Link, answer: reqwest::Response) -> Result<reqwest::Response, UpstreamError> {
-        let status = answer.status();
-        let by = link.name.clone();
-        match status.as_u16() {
-            200..400 => Ok(answer),
-            429 => Err(UpstreamError::Busy { by, retry_after: answer.headers().get(RETRY_AFTER).cloned() }),
-            400..500 => {
-                let challenges = answer.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect();
-                Err(UpstreamError::Refused { by, status, challenges })
-            }
-            _ => Err(UpstreamError::Broken { by, status }),
-        }
-    }
-
-    /// Asks whether the caller may have the blob or manifest, and how large it is, moving none of it if possible.
-    pub(super) async fn probe(&self, call: &Call<'_>, no_mirror: bool) -> Result<u64, UpstreamError> {
+    /// Asks whether the caller may have the blob or manifest, and how large it is.
+    ///
+    /// With `part`, which must begin in it, that part of it is asked for: its answer tells as much as one to HEAD, and
+    /// brings bytes. Without, none of it is moved if possible.
+    pub(super) async fn probe(
+        &self,
+        call: &Call<'_>,
+        part: Option<Range<u64>>,
+        no_mirror: bool,
+    ) -> Result<Probed, UpstreamError> {
         if !no_mirror {
             for via in self.mirrors(true) {
                 // A mirror that is wedged must leave the registry time to answer before the caller goes.
-                let asked = tokio::time::timeout(self.mirror_probe, self.probe_at(via, call)).await;
+                let asked = tokio::time::timeout(self.mirror_probe, self.probe_at(via, call, part.clone())).await;
                 let silent = || {
-                    let link = self.link(via, call)?;
+                    let link = self.link(via, call.registry)?;
                     let error = UpstreamError::Silent { by: link.name.clone(), limit: self.mirror_probe };
-                    link.note(&error);
+                    link.note(&error, call.path);
                     Err(error)
                 };
                 match asked.unwrap_or_else(|_| silent()) {
-                    Ok(size) => return Ok(size),
+                    Ok(probed) => return Ok(probed),
                     Err(error) => tracing::debug!(%error, path = call.path, "a mirror could not say; asking the next"),
                 }
             }
         }
-        self.probe_at(Via::Registry, call).await
+        self.probe_at(Via::Registry, call, part).await
     }
 
-    async fn probe_at(&self, via: Via, call: &Call<'_>) -> Result<u64, UpstreamError> {
-        let head = Call { method: Method::HEAD, range: None, ..call.clone() };
-        let size = match self.send_once(via, &head).await {
-            Ok(answer) if is_page(answer.headers()) => {
-                return Err(odd(self.link(via, call)?, "answers with a web page"));
+    async fn probe_at(&self, via: Via, call: &Call<'_>, part: Option<Range<u64>>) -> Result<Probed, UpstreamError> {
+        if let Some(range) = part {
+            match self.part(via, call, range).await {
+                Ok(Some(probed)) => return Ok(probed),
+                // The part lies behind its end, or the answer does not tell the size; HEAD may.
+                Ok(None) | Err(UpstreamError::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) => {}
+                Err(error) => return Err(error),
             }
-            Ok(answer) if answer.status().is_success() => length(answer.headers()),
-            Ok(_) => None,
-            Err(UpstreamError::Refused {
-                status: StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED, ..
-            }) => None,
-            Err(UpstreamError::Broken { status: StatusCode::NOT_IMPLEMENTED, .. }) => None,
-            Err(error) => {
-                self.metrics.upstream_errors.get_or_create(&via.label()).inc();
-                if let Ok(link) = self.link(via, call) {
-                    link.note(&error);
-                }
-                return Err(error);
-            }
-        };
-        if let Some(size) = size {
-            return Ok(size);
+        }
+        if let Some(size) = self.head(via, call).await? {
+            return Ok(Probed { size, opened: None });
         }
         // HEAD is refused, redirected, or says no length: the smallest part says the length of the whole.
-        let part = Call { method: Method::GET, range: Some(0..1), ..call.clone() };
-        match self.send(via, &part).await {
-            Ok(answer) if answer.status() == StatusCode::PARTIAL_CONTENT => {
-                content_range(answer.headers()).map(|(_, total)| total)
+        match self.part(via, call, 0..1).await {
+            Ok(Some(Probed { size, .. })) => Ok(Probed { size, opened: None }),
+            Err(UpstreamError::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) => {
+                Ok(Probed { size: 0, opened: None })
             }
-            Ok(answer) if answer.status() == StatusCode::OK => length(answer.headers()),
-            Ok(_) => None,
-            Err(UpstreamError::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) => Some(0),
-            Err(error) => return Err(error),
+            Ok(None) => Err(self.link(via, call.registry)?.odd("says no size")),
+            Err(error) => Err(error),
         }
-        .ok_or_else(|| UpstreamError::Odd {
-            by: self.name(via, call.registry).to_owned(),
-            reason: "says no size".into(),
-        })
+    }
+
+    /// Asks with HEAD, which is not taken along a redirect: the address there was made for GET.
+    async fn head(&self, via: Via, call: &Call<'_>) -> Result<Option<u64>, UpstreamError> {
+        let link = self.link(via, call.registry)?;
+        let head = Call { method: Method::HEAD, range: None, ..call.clone() };
+        let answer = match self.request(via, link, &head).await {
+            Ok(request) => link.client.call(&request).await,
+            Err(error) => Err(error),
+        };
+        let error = match answer {
+            Ok(answer) if answer.status().is_success() && is_page(answer.headers()) => {
+                return Err(link.odd("answers with a web page"));
+            }
+            Ok(answer) if answer.status().is_success() => return Ok(length(answer.headers())),
+            Ok(answer) if is_redirect(answer.status()) => return Ok(None),
+            Ok(answer) => link.client.refusal(&Method::HEAD, answer).await,
+            Err(error) => error,
+        };
+        match error.status().map(|status| status.as_u16()) {
+            // Stores refuse HEAD with a signature made for GET; whether it is the caller who is refused, GET tells.
+            Some(400 | 403 | 405 | 406 | 501) => Ok(None),
+            _ => Err(self.failed(via, link, call.path, UpstreamError::of(&link.name, error))),
+        }
+    }
+
+    /// Asks for a part; none if the answer does not tell how large the whole is.
+    async fn part(&self, via: Via, call: &Call<'_>, range: Range<u64>) -> Result<Option<Probed>, UpstreamError> {
+        let part = Call { method: Method::GET, range: Some(range), ..call.clone() };
+        let answer = self.send(via, &part).await?;
+        let size = match answer.status {
+            _ if is_page(&answer.headers) => {
+                return Err(self.link(via, call.registry)?.odd("answers with a web page"));
+            }
+            StatusCode::PARTIAL_CONTENT => content_range(&answer.headers).and_then(|(_, total)| total),
+            StatusCode::OK => length(&answer.headers),
+            _ => None,
+        };
+        Ok(size.map(|size| Probed { size, opened: Some((via, answer)) }))
     }
 
     /// Returns the next bytes of a body, or none at its end.
-    pub(super) async fn next(
-        &self,
-        via: Via,
-        registry: &str,
-        answer: &mut reqwest::Response,
-    ) -> Result<Option<Bytes>, UpstreamError> {
-        let by = || self.name(via, registry).to_owned();
+    pub(super) async fn next(&self, answer: &mut Answer) -> Result<Option<Bytes>, UpstreamError> {
+        let link = self.link(answer.via, &answer.registry)?;
+        match answer.body.next().await {
+            Ok(Some(bytes)) => {
+                self.metrics.bytes.get_or_create(&answer.via.label()).inc_by(bytes.len() as u64);
+                Ok(Some(bytes))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => {
+                let error = UpstreamError::of(&link.name, error.into());
+                link.note(&error, &answer.path);
+                Err(error)
+            }
+        }
+    }
+
+    fn failed(&self, via: Via, link: &Link, path: &str, error: UpstreamError) -> UpstreamError {
+        self.metrics.upstream_errors.get_or_create(&via.label()).inc();
+        link.note(&error, path);
+        error
+    }
+
+    fn link(&self, via: Via, registry: &str) -> Result<&Link, UpstreamError> {
         let link = match via {
             Via::Mirror(number) => self.mirrors.get(number),
             Via::Registry => self.registries.get(registry),
         };
-        let stall = link.map_or(ILL, |link| link.stall);
-        let outcome = match tokio::time::timeout(stall, answer.chunk()).await {
-            Ok(Ok(Some(bytes))) => {
-                self.metrics.bytes.get_or_create(&via.label()).inc_by(bytes.len() as u64);
-                Ok(Some(bytes))
-            }
-            Ok(Ok(None)) => Ok(None),
-            Ok(Err(error)) => Err(UpstreamError::Unreachable { by: by(), reason: innermost(&error) }),
-            Err(_) => Err(UpstreamError::Silent { by: by(), limit: stall }),
-        };
-        if let (Err(error), Some(link)) = (&outcome, link) {
-            link.note(error);
-        }
-        outcome
-    }
-
-    fn link(&self, via: Via, call: &Call<'_>) -> Result<&Link, UpstreamError> {
-        let link = match via {
-            Via::Mirror(number) => self.mirrors.get(number),
-            Via::Registry => self.registries.get(call.registry),
-        };
-        link.ok_or_else(|| UpstreamError::Odd { by: call.registry.to_owned(), reason: "is not configured".into() })
-    }
-
-    fn place(&self, key: &(Caller, String)) -> Option<Url> {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.get(key).filter(|place| place.at.elapsed() < TARGET_LIFE).map(|place| place.url.clone())
-    }
-
-    fn remember(&self, key: (Caller, String), url: Url) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if places.len() >= MOST_TARGETS {
-            places.retain(|_, place| place.at.elapsed() < TARGET_LIFE);
-        }
-        if places.len() < MOST_TARGETS {
-            places.entry(key).or_insert(Place { url, at: Instant::now() });
-        }
+        link.ok_or_else(|| UpstreamError::Odd { by: registry.to_owned(), reason: "is not configured".into() })
     }
 }
 
-impl Link {
-    fn is_ill(&self) -> bool {
-        self.ill.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Leaves the link alone for a while if it is dead or silent, and tells the log of its trouble. That it is ill is
-    /// looked at for mirrors only: nobody stands in for a registry.
-    fn note(&self, error: &UpstreamError) {
-        let now = Instant::now();
-        if matches!(error, UpstreamError::Unreachable { .. } | UpstreamError::Silent { .. }) {
-            *self.ill.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + ILL);
-        }
-        if error.is_trouble() && is_news(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner), now) {
-            let advice = error.advice();
-            tracing::warn!(upstream = %self.name, "could not read upstream: {error}{advice}");
-        }
-    }
-}
-
-/// Whether trouble of `now` is worth a line, given when there was one.
-fn is_news(told: &mut Option<Instant>, now: Instant) -> bool {
-    let news = told.is_none_or(|before| now.saturating_duration_since(before) >= TOLD);
-    if news {
-        *told = Some(now);
-    }
-    news
-}
-
-impl super::config::Account {
-    fn header(&self) -> std::io::Result<HeaderValue> {
-        use base64::Engine as _;
+impl Account {
+    fn credential(&self) -> std::io::Result<Credential> {
         let text = std::fs::read_to_string(&self.password_file)?;
-        let password = text.lines().next().unwrap_or_default();
-        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{}:{password}", self.username));
-        let mut value = HeaderValue::try_from(format!("Basic {pair}")).map_err(std::io::Error::other)?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-}
-
-fn client(
-    of: &str,
-    times: &Timeouts,
-    skip_verify: bool,
-    ca_files: &[std::path::PathBuf],
-    proxied: bool,
-) -> Result<reqwest::Client, PrepareError> {
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .connect_timeout(times.connect)
-        .pool_idle_timeout(Duration::from_secs(60))
-        .tcp_nodelay(true)
-        .dns_resolver(Arc::new(resolve::Guarded))
-        .user_agent(concat!("nydus-p2p/", env!("CARGO_PKG_VERSION")))
-        .tls_danger_accept_invalid_certs(skip_verify);
-    if !proxied {
-        builder = builder.no_proxy();
-    }
-    for path in ca_files {
-        let roots = |reason: String| PrepareError::Roots { of: of.to_owned(), path: path.clone(), reason };
-        let pem = std::fs::read(path).map_err(|error| roots(error.to_string()))?;
-        let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| roots(innermost(&error)))?;
-        if found.is_empty() {
-            return Err(roots("has no PEM certificate".into()));
-        }
-        builder = builder.tls_certs_merge(found);
-    }
-    builder.build().map_err(|source| PrepareError::Client { of: of.to_owned(), source })
-}
-
-/// Returns what Content-Range says: the bytes in the body and the size of the whole.
-pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
-    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
-    let (range, total) = text.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last) = (first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?);
-    let total = total.trim().parse().ok()?;
-    (first <= last && last < total).then(|| (first..last + 1, total))
-}
-
-/// Whether it is HTML, which no registry's answer is: a login page or a proxy's error.
-pub(super) fn is_page(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|is| is.as_bytes().starts_with(b"text/html"))
-}
-
-/// Returns what Content-Length says.
-pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn join(link: &Link, path: &str) -> Result<Url, UpstreamError> {
-    let url = link.url.join(path).map_err(|_| odd(link, "the path cannot be asked"))?;
-    if url.origin() == link.url.origin() { Ok(url) } else { Err(odd(link, "the path leads elsewhere")) }
-}
-
-fn odd(link: &Link, reason: &str) -> UpstreamError {
-    UpstreamError::Odd { by: link.name.clone(), reason: reason.into() }
-}
-
-fn loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-/// Returns the last reason in a chain: the others only say that something failed, and may hold a signed URL.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    if let Some(error) = last.downcast_ref::<reqwest::Error>() {
-        return if error.is_timeout() { "timed out".into() } else { "the exchange broke".into() };
-    }
-    last.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn trouble_is_told_at_once_and_then_from_time_to_time() {
-        let begin = Instant::now();
-        let mut told = None;
-        let news: Vec<bool> = [0, 1, 29, 30, 31, 60].map(|s| is_news(&mut told, begin + Duration::from_secs(s))).into();
-        assert_eq!(news, [true, false, false, true, false, true]);
-    }
-
-    #[test]
-    fn what_a_registry_says_about_a_caller_is_no_trouble_and_a_certificate_is() {
-        let by = String::from("r.example");
-        let refused = UpstreamError::Refused { by: by.clone(), status: StatusCode::UNAUTHORIZED, challenges: vec![] };
-        assert!(!refused.is_trouble());
-        let wrong = UpstreamError::Unreachable { by, reason: "invalid peer certificate: UnknownIssuer".into() };
-        assert!(wrong.is_trouble() && wrong.advice().contains("ca_files"));
+        let password = text.lines().next().unwrap_or_default().to_owned();
+        Ok(Credential::Basic { user: self.username.clone(), password })
     }
 }

@@ -63,6 +63,7 @@ pub(super) struct Origin {
     tokens: Mutex<HashMap<String, String>>,
     seen: Mutex<Vec<Seen>>,
     mode: Mutex<Mode>,
+    challenge: Mutex<HeaderValue>,
     gate: watch::Sender<bool>,
     pub(super) sent: AtomicU64,
     pub(super) bodies: AtomicUsize,
@@ -90,6 +91,7 @@ impl Origin {
             tokens: Mutex::default(),
             seen: Mutex::default(),
             mode: Mutex::new(Mode::Plain),
+            challenge: Mutex::new(HeaderValue::from_static(CHALLENGE)),
             gate: watch::Sender::new(false),
             sent: AtomicU64::new(0),
             bodies: AtomicUsize::new(0),
@@ -131,6 +133,11 @@ impl Origin {
 
     pub(super) fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap() = mode;
+    }
+
+    /// Says to whom it does not know what it wants to see.
+    pub(super) fn challenge(&self, text: &str) {
+        *self.challenge.lock().unwrap() = text.parse().unwrap();
     }
 
     pub(super) fn open_gate(&self) {
@@ -197,7 +204,7 @@ impl Origin {
         let token = repo.and_then(|repo| self.tokens.lock().unwrap().get(repo).cloned());
         if token.is_some() && token != authorization {
             *answer.status_mut() = http::StatusCode::UNAUTHORIZED;
-            answer.headers_mut().insert("www-authenticate", HeaderValue::from_static(CHALLENGE));
+            answer.headers_mut().insert("www-authenticate", self.challenge.lock().unwrap().clone());
             return answer;
         }
         if let (Mode::Elsewhere(place), true) = (&mode, blob) {

@@ -127,7 +127,7 @@ async fn a_registry_that_breaks_off_is_asked_for_the_rest() {
 async fn odd_registries_are_an_error_that_is_not_remembered() {
     for (mode, wanted) in [
         (Mode::WrongRange, 502),
-        (Mode::GetStatus(500), 502),
+        (Mode::GetStatus(500), 503),
         (Mode::GetStatus(404), 404),
         (Mode::GetStatus(403), 403),
         (Mode::Silent, 503),
@@ -232,4 +232,34 @@ async fn a_wedged_mirror_leaves_time_for_the_registry() {
     let node = Node::start(dir.path(), &origin, &format!("{}\n{limits}", behind(&wedged.name(), true))).await;
     assert!(node.whole(&path).await == content);
     assert_eq!(wedged.seen().len(), 1, "it is asked once, and then left alone for a while");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_takes_nothing_is_cut_off_and_its_blob_can_leave() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin::start().await;
+    // More than the buffers of two sockets hold.
+    let contents: Vec<Vec<u8>> = (0..2).map(|seed| noise(40 * MIB, 70 + seed)).collect();
+    let paths: Vec<String> = contents.iter().map(|content| origin.blob("open", content)).collect();
+    let node = Node::start(dir.path(), &origin, &format!("quota = \"48MiB\"\n{QUICK}")).await;
+    assert!(node.whole(&paths[0]).await == contents[0]);
+    let mut idle = tokio::net::TcpStream::connect(node.at).await.unwrap();
+    let ask = format!("GET {}?ns={} HTTP/1.1\r\nHost: x\r\n\r\n", paths[0], node.registry);
+    idle.write_all(ask.as_bytes()).await.unwrap();
+    idle.readable().await.unwrap();
+    // It holds its blob until it is cut off; then another one has room.
+    let mut evicted = false;
+    for _ in 0..100 {
+        assert!(node.whole(&paths[1]).await == contents[1]);
+        evicted = node.metric("nydus_p2p_evictions_total").await > 0;
+        if evicted {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(evicted, "the blob stays pinned");
+    let mut got = Vec::new();
+    let _ = idle.read_to_end(&mut got).await;
+    assert!(got.len() < contents[0].len(), "all {} bytes came to a caller that did not read", got.len());
 }
