@@ -13,7 +13,8 @@ use tokio_rustls::rustls::{ServerConfig, crypto};
 
 use crate::process::run;
 
-/// An authority, with a certificate that it gave to `127.0.0.1` and `localhost`.
+/// An authority, with a certificate that it gave to `127.0.0.1`, `localhost`, and the name `registry.shoal.test`, which no
+/// resolver knows.
 #[derive(Debug, Clone)]
 pub struct Authority {
     dir: PathBuf,
@@ -25,7 +26,7 @@ impl Authority {
         std::fs::create_dir_all(dir)?;
         std::fs::write(
             dir.join("names"),
-            "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.shoal.test\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
         )?;
         for arguments in [
             "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=shoal-authority",

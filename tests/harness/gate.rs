@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// The pace of a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
-    /// Bits per second, shared by all connections; 0 is unlimited.
+    /// Bits per second in each direction, shared by all connections; 0 is unlimited.
     pub bits_per_second: u64,
     /// Time that passes before the first byte of an answer.
     pub round_trip: Duration,
@@ -43,8 +43,8 @@ struct Inner {
     bytes: AtomicU64,
     shut: AtomicBool,
     closed: AtomicBool,
-    /// When the link is free again.
-    free_at: Mutex<Instant>,
+    /// When the link up and the link down are free again.
+    free_at: [Mutex<Instant>; 2],
 }
 
 /// A listening gate; it ends when dropped.
@@ -67,7 +67,7 @@ impl Gate {
             bytes: AtomicU64::new(0),
             shut: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            free_at: Mutex::new(Instant::now()),
+            free_at: [Mutex::new(Instant::now()), Mutex::new(Instant::now())],
         });
         let accepting = Arc::clone(&inner);
         std::thread::spawn(move || accept(&listener, &accepting));
@@ -136,6 +136,7 @@ fn relay(client: TcpStream, inner: &Arc<Inner>) -> io::Result<()> {
                     inner.requests.fetch_add(begun, Ordering::Relaxed);
                     asked.store(true, Ordering::Relaxed);
                 }
+                inner.take_turn(&inner.free_at[0], bytes.len());
             }));
         })
     };
@@ -144,7 +145,7 @@ fn relay(client: TcpStream, inner: &Arc<Inner>) -> io::Result<()> {
             std::thread::sleep(inner.pace.round_trip);
         }
         inner.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        inner.take_turn(bytes.len());
+        inner.take_turn(&inner.free_at[1], bytes.len());
     });
     drop(upward.join());
     result
@@ -178,13 +179,13 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream, inner: &Inner, mut on_bytes: i
 
 impl Inner {
     /// Waits until `bytes` have gone over the link.
-    fn take_turn(&self, bytes: usize) {
+    fn take_turn(&self, free_at: &Mutex<Instant>, bytes: usize) {
         if self.pace.bits_per_second == 0 {
             return;
         }
         let time = Duration::from_secs_f64(bytes as f64 * 8.0 / self.pace.bits_per_second as f64);
         let done = {
-            let mut free_at = self.free_at.lock().expect("no holder of this lock panics");
+            let mut free_at = free_at.lock().expect("no holder of this lock panics");
             *free_at = (*free_at).max(Instant::now()) + time;
             *free_at
         };

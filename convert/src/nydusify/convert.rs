@@ -114,6 +114,7 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         client: request.target_client.clone(),
         repository: request.target.repository().to_owned(),
         sibling,
+        too_large: Arc::default(),
     };
     let mut manifests = Vec::new();
     for found in found {

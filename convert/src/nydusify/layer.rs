@@ -5,7 +5,7 @@
 //! without the source. The file has no name, so nothing is left behind whatever happens.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Seek as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::progress::LayerBar;
 use crate::bootstrap::{self, Blob, Style};
-use crate::layer::stream::{self, Hashing, Packing};
+use crate::layer::stream::{self, Hashing, Packing, StreamError};
 use crate::layer::{Layer, Rules};
 use crate::oci::Descriptor;
 use crate::pack::{Body, Packer, Pool, Recipe};
@@ -33,7 +33,7 @@ const QUEUE: usize = 16;
 
 /// Returns how long to wait before try number `attempt` (from 1), unless the other side said.
 pub(super) fn pause(attempt: u32, asked: Option<Duration>) -> Duration {
-    asked.unwrap_or(Duration::from_millis(200 << attempt.min(5))).min(Duration::from_secs(60))
+    asked.unwrap_or(Duration::from_millis(500 << attempt.min(5))).min(Duration::from_secs(60))
 }
 
 /// A converted layer.
@@ -174,18 +174,23 @@ fn convert(
         None => Packing::of(input.fill_buf().context("reading the layer")?),
     };
     let mut tar = Hashing::new(packing.open(input).context("opening the layer")?);
-    let (mut layer, bodies, blob) = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer)?;
+    let full = || {
+        format!("writing to the work directory {}; another can be named with --work-dir", workshop.work_dir.display())
+    };
+    let packed = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer);
+    let (mut layer, bodies, blob) = packed.map_err(|error| match error {
+        StreamError::Pack(error) => anyhow::Error::new(error).context(full()),
+        error @ StreamError::Layer(_) => error.into(),
+    })?;
     let (_, plain) = tar.finish();
-    let sealed = blob.seal().context("writing the blob")?;
+    let sealed = blob.seal().with_context(full)?;
     let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
     let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
     layer.mark_implied();
     let boot = bootstrap::write(&layer.tree, &blobs, recipe, &[], Style::default())?;
     layer.unmark_implied();
-    let finished = sealed.finish(&boot).context("writing the blob")?;
-    let mut file = finished.out.into_inner().map_err(io::IntoInnerError::into_error).context("writing the blob")?;
-    file.flush()?;
-    file.rewind()?;
+    let finished = sealed.finish(&boot).with_context(full)?;
+    let file = finished.out.into_inner().map_err(io::IntoInnerError::into_error).with_context(full)?;
     let made = Made { layer, bodies, info, chunks, file: Arc::new(file), digest: finished.digest, size: finished.size };
     Ok((made, plain))
 }

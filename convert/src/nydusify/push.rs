@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -15,6 +17,10 @@ use super::layer::{TRIES, pause};
 /// How much of a file is read at once.
 const PIECE: usize = 128 << 10;
 
+/// What is tried where a registry, or a proxy before it, finds a request too large: the largest part, in bytes, then
+/// each time a quarter of it, down to what the strictest proxies take if nobody configures them.
+const PARTS: [u64; 4] = [64 << 20, 16 << 20, 4 << 20, 1 << 20];
+
 /// Where blobs go.
 #[derive(Debug, Clone)]
 pub(super) struct Destination {
@@ -22,6 +28,8 @@ pub(super) struct Destination {
     pub(super) repository: String,
     /// A repository of the same registry that may hold the blob already.
     pub(super) sibling: Option<String>,
+    /// How many of [`PARTS`] were found too large.
+    pub(super) too_large: Arc<AtomicUsize>,
 }
 
 impl Destination {
@@ -29,39 +37,67 @@ impl Destination {
     pub(super) async fn push(&self, digest: &str, size: u64, file: &Arc<File>) -> anyhow::Result<bool> {
         let mut attempt = 0;
         loop {
-            match self.attempt(digest, size, file).await {
+            let tried = self.too_large.load(Ordering::Relaxed);
+            let part = tried.checked_sub(1).map(|index| PARTS[index]);
+            let error = match self.attempt(digest, size, part, file).await {
                 Ok(sent) => return Ok(sent),
-                Err(error) => {
-                    attempt += 1;
-                    if attempt >= TRIES || !(error.is_transient() || Upload::may_restart(&error)) {
-                        return Err(error).with_context(|| {
-                            format!("pushing blob {digest} to {}/{}", self.client.host(), self.repository)
-                        });
-                    }
-                    tracing::warn!(digest, %error, attempt, "push broke off, beginning again");
-                    tokio::time::sleep(pause(attempt, error.retry_after())).await;
+                Err(error) => error,
+            };
+            let named = || format!("pushing blob {digest} to {}/{}", self.client.host(), self.repository);
+            if error.status().is_some_and(|status| status.as_u16() == 413) {
+                if tried == PARTS.len() {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "{}: the registry, or a proxy before it, takes not even {} bytes at once; raise its limit (nginx calls it client_max_body_size)",
+                            named(),
+                            PARTS[tried - 1]
+                        )
+                    });
                 }
+                tracing::warn!(digest, %error, "sending the blob in parts of {} bytes", PARTS[tried]);
+                // Another layer may have found out meanwhile.
+                self.too_large.fetch_max(tried + 1, Ordering::Relaxed);
+                continue;
             }
+            attempt += 1;
+            if attempt >= TRIES || !(error.is_transient() || Upload::may_restart(&error)) {
+                return Err(error).with_context(named);
+            }
+            tracing::warn!(digest, %error, attempt, "push broke off, beginning again");
+            tokio::time::sleep(pause(attempt, error.retry_after())).await;
         }
     }
 
-    async fn attempt(&self, digest: &str, size: u64, file: &Arc<File>) -> Result<bool, RegistryError> {
+    async fn attempt(
+        &self,
+        digest: &str,
+        size: u64,
+        part: Option<u64>,
+        file: &Arc<File>,
+    ) -> Result<bool, RegistryError> {
         if self.client.has_blob(&self.repository, digest).await? {
             tracing::debug!(digest, "the target has the blob");
             return Ok(false);
         }
-        let upload = match &self.sibling {
+        let mut upload = match &self.sibling {
             Some(sibling) => match self.client.mount_blob(&self.repository, digest, sibling).await? {
                 Mounted::Done => return Ok(false),
                 Mounted::Upload(upload) => upload,
             },
             None => self.client.start_upload(&self.repository).await?,
         };
-        if size == 0 {
-            upload.finish(digest, Bytes::new()).await?;
-        } else {
-            upload.stream(Some(size), pieces(Arc::clone(file), size)).await?.finish(digest, Bytes::new()).await?;
+        match part {
+            _ if size == 0 => {}
+            Some(part) if part < size => {
+                while upload.sent() < size {
+                    let at = upload.sent();
+                    let end = (at + part).min(size);
+                    upload = upload.part(end - at, pieces(Arc::clone(file), at..end)).await?;
+                }
+            }
+            _ => upload = upload.stream(Some(size), pieces(Arc::clone(file), 0..size)).await?,
         }
+        upload.finish(digest, Bytes::new()).await?;
         Ok(true)
     }
 
@@ -85,21 +121,22 @@ impl Destination {
     }
 }
 
-/// Reads a file piece by piece; its cursor is not moved, so several readers do not disturb each other.
-fn pieces(file: Arc<File>, size: u64) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::unfold((file, 0), move |(file, at)| async move {
-        if at >= size {
+/// Reads a range of a file piece by piece; its cursor is not moved, so several readers do not disturb each other.
+fn pieces(file: Arc<File>, range: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::unfold((file, range), move |(file, Range { start, end })| async move {
+        if start >= end {
             return None;
         }
-        let len = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX).min(PIECE);
         let reader = Arc::clone(&file);
         let read = tokio::task::spawn_blocking(move || {
             let mut piece = vec![0; len];
-            reader.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
+            reader.read_exact_at(&mut piece, start).map(|()| Bytes::from(piece))
         });
         let piece = read.await.map_err(io::Error::other).and_then(|piece| piece);
+        let piece = piece.map_err(|error| io::Error::new(error.kind(), format!("in the work directory: {error}")));
         // After an error there is nothing more to send.
-        let next = if piece.is_ok() { at + len as u64 } else { size };
-        Some((piece, (file, next)))
+        let next = if piece.is_ok() { start + len as u64 } else { end };
+        Some((piece, (file, next..end)))
     })
 }

@@ -5,11 +5,12 @@
 //! registry that restarts forgets its sessions; then the upload starts again from the beginning, which only
 //! the caller can do who knows where the bytes come from. [`RegistryError::is_transient`] tells when.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Request, Response, Url};
 use sha2::Digest as _;
@@ -31,6 +32,8 @@ pub enum Mounted {
 pub struct Upload {
     client: Client,
     repository: String,
+    /// What it was opened with: a proof for this is at hand, one for something less may not be.
+    access: Access,
     location: Url,
     sent: u64,
 }
@@ -58,9 +61,9 @@ impl Client {
         let mut url = self.uploads(repository).await?;
         url.query_pairs_mut().append_pair("mount", digest).append_pair("from", name(from)?);
         let access = Access::Mount(from.to_owned());
-        match self.open(url, repository, access).await {
+        match self.open(url, repository, access.clone()).await {
             Ok(response) if response.status() == StatusCode::CREATED => Ok(Mounted::Done),
-            Ok(response) => Ok(Mounted::Upload(self.session(repository, &response, 0)?)),
+            Ok(response) => Ok(Mounted::Upload(self.session(repository, access, &response)?)),
             // No right to read `from`, or no such verb; an upload may still be possible.
             Err(error) if matches!(error.status().map(|status| status.as_u16()), Some(400 | 401 | 403 | 404 | 405)) => {
                 Ok(Mounted::Upload(self.start_upload(repository).await?))
@@ -77,7 +80,7 @@ impl Client {
     pub async fn start_upload(&self, repository: &str) -> Result<Upload, RegistryError> {
         let url = self.uploads(repository).await?;
         let response = self.open(url, repository, Access::Push).await?;
-        self.session(repository, &response, 0)
+        self.session(repository, Access::Push, &response)
     }
 
     /// Uploads a blob that is in memory, unless it is there already. Starts a lost session again once.
@@ -137,17 +140,22 @@ impl Client {
         self.expect(&call.method, response, &[StatusCode::ACCEPTED, StatusCode::CREATED]).await
     }
 
-    fn session(&self, repository: &str, response: &Response, sent: u64) -> Result<Upload, RegistryError> {
+    fn session(&self, repository: &str, access: Access, response: &Response) -> Result<Upload, RegistryError> {
         let location = next_location(response)?;
-        Ok(Upload { client: self.clone(), repository: repository.to_owned(), location, sent })
+        Ok(Upload { client: self.clone(), repository: repository.to_owned(), access, location, sent: 0 })
     }
 
     /// Returns the proof to send to `url`: ours where it is ours, none elsewhere.
-    async fn proof_for(&self, repository: &str, url: &Url) -> Result<Option<HeaderValue>, RegistryError> {
+    async fn proof_for(
+        &self,
+        repository: &str,
+        access: &Access,
+        url: &Url,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
         if url.origin() != self.url("").await?.origin() {
             return Ok(None);
         }
-        let call = Call::new(Method::PATCH, url.clone(), repository, Access::Push);
+        let call = Call::new(Method::PATCH, url.clone(), repository, access.clone());
         Ok(self.proof(&call).await?.header().cloned())
     }
 }
@@ -180,11 +188,45 @@ impl Upload {
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
+        self.patch(length, None, bytes).await
+    }
+
+    /// Sends the next `length` bytes, with more to follow: for registries that do not take all of a blob at once.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]; the session is lost then.
+    pub async fn part<S, E>(self, length: u64, bytes: S) -> Result<Self, RegistryError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let last = (self.sent + length).saturating_sub(1);
+        let range = HeaderValue::try_from(format!("{}-{last}", self.sent)).expect("digits and a sign are a header");
+        self.patch(Some(length), Some(range), bytes).await
+    }
+
+    async fn patch<S, E>(self, length: Option<u64>, range: Option<HeaderValue>, bytes: S) -> Result<Self, RegistryError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
         let moved = Progress::default();
         let watched = moved.clone();
-        let bytes = bytes.inspect_ok(move |piece| watched.add(piece.len()));
-        let response =
-            self.send(Method::PATCH, self.location.clone(), length, reqwest::Body::wrap_stream(bytes), &moved).await?;
+        // An error of the stream comes back as one of the connection, and is not the same at all.
+        let failed = Arc::new(OnceLock::new());
+        let failing = Arc::clone(&failed);
+        let bytes = bytes.inspect_ok(move |piece| watched.add(piece.len())).map_err(move |error| {
+            let error = error.into();
+            failing.get_or_init(|| error.to_string());
+            error
+        });
+        let body = reqwest::Body::wrap_stream(bytes);
+        let sending = self.send(Method::PATCH, self.location.clone(), length, range, body, &moved).await;
+        let response = match (sending, failed.get()) {
+            (Err(_), Some(reason)) => return Err(RegistryError::Source(reason.clone())),
+            (sending, _) => sending?,
+        };
         let accepted = [StatusCode::ACCEPTED, StatusCode::NO_CONTENT, StatusCode::CREATED];
         let response = self.client.expect(&Method::PATCH, response, &accepted).await?;
         let sent = self.sent + moved.total();
@@ -214,7 +256,7 @@ impl Upload {
             }
         });
         let body = if length == 0 { reqwest::Body::from(Bytes::new()) } else { reqwest::Body::wrap_stream(slices) };
-        let response = self.send(Method::PUT, url, Some(length), body, &moved).await?;
+        let response = self.send(Method::PUT, url, Some(length), None, body, &moved).await?;
         let accepted = [StatusCode::CREATED, StatusCode::NO_CONTENT, StatusCode::ACCEPTED, StatusCode::OK];
         self.client.expect(&Method::PUT, response, &accepted).await?;
         Ok(())
@@ -222,7 +264,7 @@ impl Upload {
 
     /// Gives the upload up, so that the registry can forget it at once.
     pub async fn cancel(self) {
-        let call = Call::new(Method::DELETE, self.location.clone(), &self.repository, Access::Push);
+        let call = Call::new(Method::DELETE, self.location.clone(), &self.repository, self.access.clone());
         if let Err(error) = self.client.call(&call).await {
             tracing::debug!(%error, "an upload could not be cancelled; the registry will time it out");
         }
@@ -233,17 +275,21 @@ impl Upload {
         method: Method,
         url: Url,
         length: Option<u64>,
+        range: Option<HeaderValue>,
         body: reqwest::Body,
         moved: &Progress,
     ) -> Result<Response, RegistryError> {
         let client = &self.client;
-        let proof = client.proof_for(&self.repository, &url).await?;
+        let proof = client.proof_for(&self.repository, &self.access, &url).await?;
         let mut request = Request::new(method, url);
         let headers: &mut HeaderMap = request.headers_mut();
         headers.extend(client.0.headers.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         if let Some(length) = length {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        if let Some(range) = range {
+            headers.insert(CONTENT_RANGE, range);
         }
         if let Some(proof) = proof {
             headers.insert(AUTHORIZATION, proof);
@@ -256,7 +302,7 @@ impl Upload {
 
 /// Bytes that were handed to the connection.
 #[derive(Debug, Clone, Default)]
-struct Progress(std::sync::Arc<std::sync::atomic::AtomicU64>);
+struct Progress(Arc<std::sync::atomic::AtomicU64>);
 
 impl Progress {
     fn add(&self, bytes: usize) {
