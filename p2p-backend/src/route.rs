@@ -402,13 +402,15 @@ impl Route {
             }
             let now = Instant::now();
             let (pause, wish) = sources.pause(now);
-            let wait = jittered(backoff).max(pause);
-            if now + wait >= deadline {
+            let left = deadline.saturating_duration_since(now);
+            if pause >= left || left < BACKOFF.0 {
                 return Err(match last.or(wish) {
                     Some(error) if pause > Duration::ZERO => Failure::Unavailable(error),
                     last => Failure::Deadline(last),
                 });
             }
+            // Towards the end the waits become short again: a source may come back in the last seconds too.
+            let wait = jittered(backoff).min(left / 2).max(pause);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = sources.revived() => {}
