@@ -52,16 +52,7 @@ impl Bed {
     }
 
     fn node(&self, name: &str) -> Result<Node> {
-        let setup = Setup {
-            registry: self.gate.host.clone(),
-            private: None,
-            read_deadline: None,
-            pause: format!("{}/pause:1", self.gate.host),
-            upstream_mirrors: Vec::new(),
-            cri_snapshotter: "nydus",
-            containerd: None,
-            prefetch: false,
-        };
+        let setup = Setup::new(&self.gate.host, format!("{}/pause:1", self.gate.host));
         Node::start(&self.scratch.dir(name)?, &setup)
     }
 }
@@ -209,14 +200,8 @@ async fn a_second_node_takes_its_chunks_from_the_first_nodes_mirror() -> Result<
     read(&first).await?;
 
     let setup = Setup {
-        registry: bed.gate.host.clone(),
-        private: None,
-        read_deadline: None,
-        pause: format!("{}/pause:1", bed.gate.host),
         upstream_mirrors: vec![first.mirror_url.clone()],
-        cri_snapshotter: "nydus",
-        containerd: None,
-        prefetch: false,
+        ..Setup::new(&bed.gate.host, format!("{}/pause:1", bed.gate.host))
     };
     let second = Node::start(&bed.scratch.dir("n2")?, &setup)?;
     let before = bed.gate.passed();

@@ -11,20 +11,17 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nydus_rafs::Algorithm;
 use nydus_tests::authority::Authority;
+use nydus_tests::bed::{Bed, REPOSITORY};
 use nydus_tests::cri::{Container, Cri, Ended};
-use nydus_tests::front::{Front, PASSWORD, USER};
 use nydus_tests::needs::{CONTAINERD, Need, met};
 use nydus_tests::node::{Node, Private, Setup};
-use nydus_tests::process::{run, shoal};
+use nydus_tests::process::run;
 use nydus_tests::registry::Registry;
-use nydus_tests::scratch::Scratch;
-use nydus_tests::{debian, image, smoke};
-use serde_json::{Value, json};
+use nydus_tests::{image, smoke};
 
 /// Files below `/cold`, of one chunk each. Neighbours are fetched together, so tests use every fourth.
 const FILES: usize = 24;
 const FILE_BYTES: usize = 1 << 20;
-const REPOSITORY: &str = "team/cold";
 
 /// How long anything may take that a test waits for; far more than it does take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,86 +48,10 @@ fn cold_layer() -> Result<image::Layer> {
     image::Layer::new(&tar.into_inner()?)
 }
 
-/// A private registry with the image in Nydus form, converted through all of it.
-struct Bed {
-    front: Front,
-    authority: Authority,
-    registry: Registry,
-    scratch: Scratch,
-}
-
-impl Bed {
-    async fn new(purpose: &str) -> Result<Self> {
-        let scratch = Scratch::new(purpose)?;
-        let registry = Registry::start(&scratch.dir("registry")?)?;
-        let client = image::client(&registry.host)?;
-        image::push(
-            &client,
-            "pause",
-            "1",
-            &[debian::pause(&scratch.dir("pause")?)?],
-            json!({"Entrypoint": ["/pause"]}),
-        )
-        .await?;
-        let mut layers = smoke::layers()?;
-        layers.push(cold_layer()?);
-        image::push(&client, REPOSITORY, "oci", &layers, json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]})).await?;
-
-        let authority = Authority::make(&scratch.dir("authority")?)?;
-        let front = Front::start(&registry.host, &authority).await?;
-        std::fs::write(scratch.dir("docker")?.join("config.json"), front.docker_config())?;
-        let bed = Self { front, authority, registry, scratch };
-        let convert = |docker: &str| -> Result<Command> {
-            let mut convert = Command::new(shoal("nydusify")?);
-            convert.arg("convert").arg("--source").arg(format!("{}/{REPOSITORY}:oci", bed.front.host));
-            convert.arg("--target").arg(bed.image()).arg("--work-dir").arg(bed.scratch.path().join("work"));
-            convert.env("DOCKER_CONFIG", bed.scratch.dir(docker)?).env("SSL_CERT_FILE", bed.authority.ca());
-            Ok(convert)
-        };
-        let refused = run(&mut convert("nobody")?).expect_err("without credentials nothing is converted");
-        ensure!(refused.to_string().contains(&bed.front.host), "the refusal does not name the registry: {refused}");
-        run(&mut convert("docker")?)?;
-        Ok(bed)
-    }
-
-    fn image(&self) -> String {
-        format!("{}/{REPOSITORY}:nydus", self.front.host)
-    }
-
-    fn setup(&self) -> Setup {
-        Setup {
-            registry: self.front.host.clone(),
-            private: Some(Private {
-                ca: self.authority.ca(),
-                lazy_ca: self.authority.ca(),
-                docker_config: self.scratch.path().join("docker"),
-            }),
-            read_deadline: None,
-            pause: format!("{}/pause:1", self.front.host),
-            upstream_mirrors: Vec::new(),
-            cri_snapshotter: "nydus",
-            containerd: None,
-            prefetch: false,
-        }
-    }
-
-    /// Connects to a node's CRI and pulls both images as kubelet would.
-    async fn pull(&self, node: &Node) -> Result<Cri> {
-        let cri = Cri::connect(&node.containerd.socket, &node.dir.join("pods")).await?;
-        cri.pull_as(&format!("{}/pause:1", self.front.host), USER, PASSWORD).await?;
-        cri.pull_as(&self.image(), USER, PASSWORD).await?;
-        Ok(cri)
-    }
-
-    /// Returns the digests of the image's data blobs, the largest first.
-    async fn blobs(&self) -> Result<Vec<String>> {
-        let manifest = image::client(&self.registry.host)?.manifest(REPOSITORY, "nydus").await?;
-        let manifest: Value = serde_json::from_slice(&manifest.bytes)?;
-        let mut layers = manifest["layers"].as_array().context("a manifest has layers")?.clone();
-        layers.pop().context("a converted image has a bootstrap")?;
-        layers.sort_by_key(|layer| std::cmp::Reverse(layer["size"].as_u64()));
-        Ok(layers.iter().filter_map(|layer| Some(layer["digest"].as_str()?.to_owned())).collect())
-    }
+async fn bed(purpose: &str) -> Result<Bed> {
+    let mut layers = smoke::layers()?;
+    layers.push(cold_layer()?);
+    Bed::new(purpose, &layers).await
 }
 
 fn skip() -> bool {
@@ -176,7 +97,7 @@ async fn a_private_registry_with_tokens_and_redirects_serves_those_who_may_read(
     if skip() {
         return Ok(());
     }
-    let bed = Bed::new("private").await?;
+    let bed = bed("private").await?;
     let node = Node::start(&bed.scratch.dir("n")?, &bed.setup())?;
     let cri = bed.pull(&node).await?;
     let ended = cri.run("check", &bed.image(), &["/bin/sh", "-c", smoke::CHECK]).await?;
@@ -225,7 +146,7 @@ async fn reads_live_through_outages_of_mirror_registry_and_both() -> Result<()> 
     if skip() {
         return Ok(());
     }
-    let mut bed = Bed::new("outage").await?;
+    let mut bed = bed("outage").await?;
     let setup = Setup { read_deadline: Some(20), ..bed.setup() };
     let mut node = Node::start(&bed.scratch.dir("n")?, &setup)?;
     let cri = bed.pull(&node).await?;
@@ -309,7 +230,7 @@ async fn an_authority_that_is_not_believed_is_an_error_that_names_the_registry()
     if skip() {
         return Ok(());
     }
-    let bed = Bed::new("wrongca").await?;
+    let bed = bed("wrongca").await?;
     let other = Authority::make(&bed.scratch.dir("other")?)?;
     let mut setup = bed.setup();
     setup.private = setup.private.map(|private| Private { lazy_ca: other.ca(), ..private });

@@ -130,16 +130,7 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     // From here on everybody reads through the link.
     let source = source.replace(&registry.host, &gate.host);
     let target = format!("{}/python:nydus", gate.host);
-    let setup = Setup {
-        registry: gate.host.clone(),
-        private: None,
-        read_deadline: None,
-        pause: format!("{}/pause:1", gate.host),
-        upstream_mirrors: Vec::new(),
-        cri_snapshotter: "nydus",
-        containerd: None,
-        prefetch: false,
-    };
+    let setup = Setup::new(&gate.host, format!("{}/pause:1", gate.host));
     let mut table = Table::default();
 
     step(interrupted, "plain OCI image on overlayfs: everything is pulled before anything runs")?;

@@ -38,6 +38,8 @@ pub struct Containerd {
     /// Its folder.
     pub dir: PathBuf,
     binary: PathBuf,
+    /// The folder of a containerd that is not the system's.
+    own: Option<PathBuf>,
 }
 
 impl Containerd {
@@ -69,28 +71,16 @@ impl Containerd {
             );
             std::fs::write(certs.join("hosts.toml"), text)?;
         }
-        let config = dir.join("config.toml");
-        std::fs::write(&config, toml(dir, &socket, options))?;
-        let mut command = Command::new(&binary);
-        command.arg("-c").arg(&config);
-        // The shim and runc are looked for beside containerd first, so that versions match.
-        let mut path = std::env::var_os("PATH").unwrap_or_default();
-        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
-        if let Some(own) = options.binary.as_ref().and_then(|binary| binary.parent()) {
-            let mut first = own.as_os_str().to_owned();
-            first.push(":");
-            first.push(&path);
-            path = first;
-        }
-        command.env("PATH", path);
-        // What it makes of a damaged layer shall not depend on which gunzip the machine has.
-        command.env("CONTAINERD_DISABLE_PIGZ", "1");
-        let mut process = Process::start("containerd", command, &dir.join("containerd.log"))?;
-        let ctr = binary.with_file_name("ctr");
-        process.wait_until(Duration::from_secs(30), || {
-            socket.exists() && run(Command::new(&ctr).arg("-a").arg(&socket).arg("version")).is_ok()
-        })?;
-        Ok(Self { process, socket, dir: dir.to_owned(), binary })
+        std::fs::write(dir.join("config.toml"), toml(dir, &socket, options))?;
+        let own = options.binary.as_ref().and_then(|binary| binary.parent()).map(Path::to_owned);
+        let process = launch(dir, &binary, &socket, own.as_deref())?;
+        Ok(Self { process, socket, dir: dir.to_owned(), binary, own })
+    }
+
+    /// Starts it again after it was stopped or killed; its containers have gone on meanwhile.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = launch(&self.dir, &self.binary, &self.socket, self.own.as_deref())?;
+        Ok(())
     }
 
     /// Returns a `ctr` command for this containerd.
@@ -129,6 +119,29 @@ impl Drop for Containerd {
             println!("could not end the containers of {}: {error:#}", self.dir.display());
         }
     }
+}
+
+fn launch(dir: &Path, binary: &Path, socket: &Path, own: Option<&Path>) -> Result<Process> {
+    let mut command = Command::new(binary);
+    command.arg("-c").arg(dir.join("config.toml"));
+    // The shim and runc are looked for beside containerd first, so that versions match.
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+    if let Some(own) = own {
+        let mut first = own.as_os_str().to_owned();
+        first.push(":");
+        first.push(&path);
+        path = first;
+    }
+    command.env("PATH", path);
+    // What it makes of a damaged layer shall not depend on which gunzip the machine has.
+    command.env("CONTAINERD_DISABLE_PIGZ", "1");
+    let mut process = Process::start("containerd", command, &dir.join("containerd.log"))?;
+    let ctr = binary.with_file_name("ctr");
+    process.wait_until(Duration::from_secs(30), || {
+        socket.exists() && run(Command::new(&ctr).arg("-a").arg(socket).arg("version")).is_ok()
+    })?;
+    Ok(process)
 }
 
 fn toml(dir: &Path, socket: &Path, options: &Options) -> String {

@@ -158,6 +158,13 @@ pub struct Container {
     log: PathBuf,
 }
 
+impl Container {
+    /// Returns containerd's name for it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 /// How a container ended, and what it wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {

@@ -3,6 +3,7 @@
 //! Three listeners with TLS, each behind a gate: the registry at `127.0.0.1`, the token service and the store of blobs
 //! at `localhost`. The registry wants a bearer token for the repository and verb, and redirects readers of blobs to the
 //! store with an address that expires. The store counts who shows it an `Authorization`, which is nobody's right.
+//! Readers of blobs have a sky above each of the two, which a test can cloud.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,6 +29,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::authority::Authority;
 use crate::gate::{Gate, Pace};
+use crate::sky::Sky;
 
 /// The user that the token service knows.
 pub const USER: &str = "puller";
@@ -49,6 +51,8 @@ pub struct Seen {
     pub expired: AtomicU64,
     /// Requests at the store that showed an `Authorization`.
     pub leaked: AtomicU64,
+    /// Requests for which the registry behind could not be reached.
+    pub unreachable: AtomicU64,
 }
 
 struct Shared {
@@ -56,11 +60,13 @@ struct Shared {
     http: reqwest::Client,
     realm: String,
     store: String,
-    /// Milliseconds that tokens and addresses are good for.
+    /// Milliseconds that tokens are good for.
     life: AtomicU64,
     begin: Instant,
     tokens: Mutex<HashMap<String, Token>>,
     seen: Arc<Seen>,
+    registry_sky: Sky,
+    store_sky: Sky,
 }
 
 struct Token {
@@ -111,6 +117,8 @@ impl Front {
             begin: Instant::now(),
             tokens: Mutex::default(),
             seen: Arc::clone(&seen),
+            registry_sky: Sky::default(),
+            store_sky: Sky::default(),
         });
         let routers = [
             (registry, Router::new().fallback(registry_answer)),
@@ -124,9 +132,24 @@ impl Front {
         Ok(Self { host: gates[0].host.clone(), seen, gates, shared })
     }
 
-    /// Sets how long tokens and the store's addresses are good for, from now on.
+    /// Sets how long tokens are good for, from now on; the store's addresses are for half of it.
     pub fn set_life(&self, life: Duration) {
         self.shared.life.store(u64::try_from(life.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Returns what is above the registry, where blobs are read.
+    pub fn registry_sky(&self) -> &Sky {
+        &self.shared.registry_sky
+    }
+
+    /// Returns what is above the store.
+    pub fn store_sky(&self) -> &Sky {
+        &self.shared.store_sky
+    }
+
+    /// Makes every token that was given out worthless.
+    pub fn revoke(&self) {
+        lock(&self.shared.tokens).clear();
     }
 
     /// Takes registry, token service and store away, until [`Front::reopen`].
@@ -137,6 +160,11 @@ impl Front {
     /// Brings them back.
     pub fn reopen(&self) {
         self.gates.iter().for_each(Gate::reopen);
+    }
+
+    /// Returns how many connections were refused while they were away.
+    pub fn turned_away(&self) -> u64 {
+        self.gates.iter().map(Gate::turned_away).sum()
     }
 
     /// Returns a token that is good for pulling from `repository`.
@@ -188,7 +216,10 @@ impl Shared {
         let sent = self.http.request(head.method, url).headers(headers);
         let answer = match sent.body(reqwest::Body::wrap_stream(body.into_data_stream())).send().await {
             Ok(answer) => answer,
-            Err(_) => return StatusCode::BAD_GATEWAY.into_response(),
+            Err(_) => {
+                self.seen.unreachable.fetch_add(1, Ordering::Relaxed);
+                return StatusCode::BAD_GATEWAY.into_response();
+            }
         };
         let mut response = Response::new(Body::empty());
         *response.status_mut() = answer.status();
@@ -217,9 +248,11 @@ async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) ->
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, challenge)], body).into_response();
     }
     if reads && inner.contains("/blobs/sha256:") {
-        let until = (shared.begin.elapsed() + shared.life()).as_millis();
+        // Half as long as a token: a token that was given out is asked for more than once.
+        let until = (shared.begin.elapsed() + shared.life() / 2).as_millis();
         let place = format!("{}{path}?until={until}", shared.store);
-        return (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response();
+        let answer = async { (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response() };
+        return shared.registry_sky.through(request.headers(), answer).await;
     }
     shared.pass_on(request).await
 }
@@ -235,7 +268,8 @@ async fn store_answer(State(shared): State<Arc<Shared>>, request: Request) -> Re
         return StatusCode::FORBIDDEN.into_response();
     }
     shared.seen.blobs.fetch_add(1, Ordering::Relaxed);
-    shared.pass_on(request).await
+    let asked = request.headers().clone();
+    shared.store_sky.through(&asked, shared.pass_on(request)).await
 }
 
 /// Answers GET with a query and POST with a form alike, to those who show the password.

@@ -41,6 +41,7 @@ struct Inner {
     pace: Pace,
     requests: AtomicU64,
     bytes: AtomicU64,
+    turned_away: AtomicU64,
     shut: AtomicBool,
     closed: AtomicBool,
     /// When the link up and the link down are free again.
@@ -65,6 +66,7 @@ impl Gate {
             pace,
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
             shut: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             free_at: [Mutex::new(Instant::now()), Mutex::new(Instant::now())],
@@ -80,6 +82,11 @@ impl Gate {
             requests: self.inner.requests.load(Ordering::Relaxed),
             bytes: self.inner.bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Returns how many connections were refused while it was shut.
+    pub fn turned_away(&self) -> u64 {
+        self.inner.turned_away.load(Ordering::Relaxed)
     }
 
     /// Refuses connections, and cuts those that are open, until [`Gate::reopen`].
@@ -108,6 +115,7 @@ fn accept(listener: &TcpListener, inner: &Arc<Inner>) {
             return;
         }
         if inner.shut.load(Ordering::Relaxed) {
+            inner.turned_away.fetch_add(1, Ordering::Relaxed);
             continue;
         }
         let inner = Arc::clone(inner);

@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "what is skipped and what could not be cleaned up is for people to read")]
 
 pub mod authority;
+pub mod bed;
 pub mod containerd;
 pub mod converted;
 pub mod cri;
@@ -27,5 +28,6 @@ pub mod proxy;
 pub mod rawtar;
 pub mod registry;
 pub mod scratch;
+pub mod sky;
 pub mod smoke;
 pub mod tree;

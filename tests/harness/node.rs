@@ -30,6 +30,25 @@ pub struct Setup {
     pub containerd: Option<PathBuf>,
     /// Whether nydusd prefetches in the background.
     pub prefetch: bool,
+    /// Bytes that the mirror keeps, if not the default.
+    pub mirror_quota: Option<u64>,
+}
+
+impl Setup {
+    /// The usual node: containerd with our snapshotter, for a plain registry, with a given pause image.
+    pub fn new(registry: impl Into<String>, pause: impl Into<String>) -> Self {
+        Self {
+            registry: registry.into(),
+            private: None,
+            read_deadline: None,
+            pause: pause.into(),
+            upstream_mirrors: Vec::new(),
+            cri_snapshotter: "nydus",
+            containerd: None,
+            prefetch: false,
+            mirror_quota: None,
+        }
+    }
 }
 
 /// What a node is told about a private registry.
@@ -75,6 +94,9 @@ impl Node {
              metrics_listen = \"127.0.0.1:{metrics}\"\ndata_dir = \"{}/p2p\"\n",
             dir.display()
         );
+        if let Some(bytes) = setup.mirror_quota {
+            text.push_str(&format!("quota = \"{bytes}\"\n"));
+        }
         for url in &setup.upstream_mirrors {
             text.push_str(&format!("[[mirror]]\nurl = \"{url}\"\ntrusted = true\n"));
         }
