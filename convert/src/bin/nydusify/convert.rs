@@ -1,12 +1,13 @@
-//! `nydusify`: makes RAFS images of container images in registries.
+//! `nydusify convert`: its flags, and the request that they make.
 
-use std::io::{self, IsTerminal as _};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::fs::Permissions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use nydus_backend::Credential;
 use nydus_backend::http::{Proxy, Timeouts, Tls};
 use nydus_backend::registry::{Client, ClientOptions, Reference, Scheme};
@@ -17,52 +18,7 @@ use nydus_convert::oci::Platform;
 use nydus_convert::pack::Recipe;
 use nydus_convert::prefetch;
 use nydus_rafs::{Algorithm, Compressor};
-
-/// Makes RAFS images of container images in registries.
-#[derive(Debug, Parser)]
-#[command(name = "nydusify", version, propagate_version = true)]
-struct Cli {
-    /// Log more
-    #[arg(short = 'D', long, env = "DEBUG_LOG_LEVEL")]
-    debug: bool,
-    /// Log level: trace, debug, info, warn, error
-    #[arg(short = 'l', long, env = "LOG_LEVEL", default_value = "info")]
-    log_level: String,
-    /// Log to the end of this file instead of standard error
-    #[arg(long, env = "LOG_FILE")]
-    log_file: Option<PathBuf>,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Convert an image of a registry to a RAFS image in a registry
-    Convert(Box<Convert>),
-    /// Check a RAFS image (not supported yet)
-    Check(Rest),
-    /// Mount a RAFS image (not supported yet)
-    #[command(alias = "view")]
-    Mount(Rest),
-    /// Copy an image between registries (not supported yet)
-    Copy(Rest),
-    /// Build a RAFS image from a directory (not supported yet)
-    #[command(alias = "pack")]
-    Build(Rest),
-    /// Optimize a RAFS image for a start-up (not supported yet)
-    Optimize(Rest),
-    /// Commit a container to an image (not supported yet)
-    Commit(Rest),
-    /// Make a chunk dictionary (not supported yet)
-    Chunkdict(Rest),
-}
-
-/// Flags of commands that do not exist yet.
-#[derive(Debug, Args)]
-struct Rest {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<String>,
-}
+use tempfile::NamedTempFile;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -73,7 +29,7 @@ enum Compression {
 }
 
 #[derive(Debug, Args)]
-struct Convert {
+pub(crate) struct Convert {
     /// Source image
     #[arg(long, env = "SOURCE")]
     source: String,
@@ -119,29 +75,46 @@ struct Convert {
     /// Convert docker media types to OCI ones
     #[arg(long, env = "OCI")]
     oci: bool,
-    /// Keep docker media types; the default
-    #[arg(long, env = "DOCKER_V2_FORMAT", hide = true)]
-    docker_v2_format: bool,
     /// Write what the conversion cost to this file, as JSON
     #[arg(long, env = "OUTPUT_JSON")]
     output_json: Option<PathBuf>,
     /// Do not read the pushed image back to compare it with the source
     #[arg(long, env = "NO_VERIFY")]
     no_verify: bool,
-    /// Accepted for scripts; images are built by this program itself
-    #[arg(long, env = "NYDUS_IMAGE", default_value = "nydus-image", hide = true)]
-    nydus_image: PathBuf,
-    /// Accepted for scripts; transfers are tried five times
-    #[arg(long, env = "PUSH_RETRY_COUNT", hide = true)]
-    push_retry_count: Option<u32>,
-    /// Accepted for scripts; transfers are tried five times
-    #[arg(long, env = "PUSH_RETRY_DELAY", hide = true)]
-    push_retry_delay: Option<String>,
+    #[command(flatten)]
+    retired: Retired,
     /// Only for RAFS version 5; version 6 is always aligned
     #[arg(long, env = "FS_ALIGN_CHUNK", alias = "backend-aligned-chunk", hide = true)]
     fs_align_chunk: bool,
     #[command(flatten)]
     later: Later,
+}
+
+/// What scripts of the replaced program give and what means nothing here: taken, and named in a warning.
+#[derive(Debug, Args)]
+struct Retired {
+    #[arg(long, env = "DOCKER_V2_FORMAT", hide = true)]
+    docker_v2_format: bool,
+    #[arg(long, env = "NYDUS_IMAGE", hide = true)]
+    nydus_image: Option<PathBuf>,
+    #[arg(long, env = "PUSH_RETRY_COUNT", hide = true)]
+    push_retry_count: Option<u32>,
+    #[arg(long, env = "PUSH_RETRY_DELAY", hide = true)]
+    push_retry_delay: Option<String>,
+}
+
+impl Retired {
+    fn warn(&self) {
+        let given = [
+            (self.docker_v2_format, "--docker-v2-format", "docker media types stay docker's unless --oci is given"),
+            (self.nydus_image.is_some(), "--nydus-image", "images are built by this program itself"),
+            (self.push_retry_count.is_some(), "--push-retry-count", "every transfer is tried five times"),
+            (self.push_retry_delay.is_some(), "--push-retry-delay", "pauses grow, or are as long as the registry asks"),
+        ];
+        for (_, flag, why) in given.into_iter().filter(|(given, ..)| *given) {
+            tracing::warn!("{flag} has no effect: {why}");
+        }
+    }
 }
 
 /// What the replaced program can do and this one cannot yet: taken, and refused by name.
@@ -214,69 +187,7 @@ impl Later {
     }
 }
 
-fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // The replaced program knows two exit codes.
-            let failed = error.use_stderr();
-            drop(error.print());
-            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
-    };
-    let progress = Progress::on_stderr();
-    match run(cli, &progress) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(cli: Cli, progress: &Progress) -> anyhow::Result<()> {
-    log_to(&cli, progress)?;
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    match cli.command {
-        Command::Convert(flags) => runtime.block_on(convert(&flags, progress)),
-        Command::Check(_) => not_yet("check"),
-        Command::Mount(_) => not_yet("mount"),
-        Command::Copy(_) => not_yet("copy"),
-        Command::Build(_) => not_yet("build"),
-        Command::Optimize(_) => not_yet("optimize"),
-        Command::Commit(_) => not_yet("commit"),
-        Command::Chunkdict(_) => not_yet("chunkdict"),
-    }
-}
-
-fn not_yet(command: &str) -> anyhow::Result<()> {
-    bail!("`nydusify {command}` is not supported yet; use the original program for it")
-}
-
-fn log_to(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
-    let level = if cli.debug { "debug" } else { cli.log_level.as_str() };
-    let known = ["trace", "debug", "info", "warn", "error"].contains(&level);
-    let filter = tracing_subscriber::EnvFilter::new(if known { level } else { "info" });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    match &cli.log_file {
-        Some(path) => {
-            let file = std::fs::File::options().create(true).append(true).open(path);
-            let file = file.with_context(|| format!("opening the log file {}", path.display()))?;
-            builder.with_ansi(false).with_writer(std::sync::Mutex::new(file)).init();
-        }
-        None => {
-            let writer = progress.log_writer();
-            builder.with_ansi(io::stderr().is_terminal()).with_writer(move || writer.clone()).init();
-        }
-    }
-    if !known {
-        tracing::warn!(level, "unknown log level, using info");
-    }
-    Ok(())
-}
-
-async fn convert(flags: &Convert, progress: &Progress) -> anyhow::Result<()> {
+pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<()> {
     if let Some(flag) = flags.later.first() {
         bail!("{flag} is not supported yet; leave it out, or use the original nydusify for this image");
     }
@@ -290,7 +201,9 @@ async fn convert(flags: &Convert, progress: &Progress) -> anyhow::Result<()> {
         (None, true) => prefetch::read(io::stdin().lock()).context("reading prefetch patterns from standard input")?,
         (None, false) => Vec::new(),
     };
-    let work_dir = WorkDir::make(&flags.work_dir)?;
+    flags.retired.warn();
+    let report = flags.output_json.as_deref().map(Report::begin).transpose().context("--output-json")?;
+    let work_dir = WorkDir::make(&flags.work_dir).context("--work-dir")?;
     let request = Request {
         source_client: client(&source, flags.source_insecure, flags.plain_http).await?,
         target_client: client(&target, flags.target_insecure, flags.plain_http).await?,
@@ -311,20 +224,15 @@ async fn convert(flags: &Convert, progress: &Progress) -> anyhow::Result<()> {
             chunk_size: flags.fs_chunk_size.bytes(),
         },
         work_dir: work_dir.path.clone(),
-        oci: flags.oci && !flags.docker_v2_format,
+        oci: flags.oci && !flags.retired.docker_v2_format,
         prefetch,
         verify: !flags.no_verify,
     };
     let mut metrics = Metrics::default();
     let outcome = convert::convert(&request, progress, &mut metrics).await;
-    if let Some(path) = &flags.output_json {
-        let json = match &outcome {
-            Ok(_) => serde_json::to_vec(&metrics).context("writing the costs")?,
-            Err(_) => b"null".to_vec(),
-        };
-        std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
-    }
+    let saved = report.map(|report| report.save(outcome.is_ok().then_some(&metrics))).transpose();
     let digest = outcome.with_context(|| format!("converting {} to {}", request.source, request.target))?;
+    saved.context("--output-json")?;
     tracing::info!(
         target_image = %request.target,
         digest,
@@ -367,6 +275,30 @@ async fn client(image: &Reference, insecure: bool, plain_http: bool) -> anyhow::
     Client::for_reference(image, options).with_context(|| format!("preparing to speak to {}", image.registry()))
 }
 
+/// The file for what a conversion cost; it gets its name when it is whole.
+struct Report {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Report {
+    /// Finds out now, not after the conversion, whether it can be written.
+    fn begin(path: &Path) -> anyhow::Result<Self> {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let file = NamedTempFile::new_in(dir).with_context(|| format!("making a file in {}", dir.display()))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Writes the costs; `null` if there was no conversion.
+    fn save(mut self, metrics: Option<&Metrics>) -> anyhow::Result<()> {
+        let json = serde_json::to_vec(&metrics).context("writing the costs")?;
+        self.file.write_all(&json).with_context(|| format!("writing {}", self.path.display()))?;
+        self.file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+        self.file.persist(&self.path).with_context(|| format!("writing {}", self.path.display()))?;
+        Ok(())
+    }
+}
+
 /// The work directory; removed at the end if it was not there before.
 struct WorkDir {
     path: PathBuf,
@@ -374,7 +306,7 @@ struct WorkDir {
 }
 
 impl WorkDir {
-    fn make(path: &std::path::Path) -> anyhow::Result<Self> {
+    fn make(path: &Path) -> anyhow::Result<Self> {
         let made = !path.exists();
         std::fs::create_dir_all(path).with_context(|| format!("making the work directory {}", path.display()))?;
         Ok(Self { path: path.to_owned(), made })
@@ -396,11 +328,13 @@ mod tests {
     use super::*;
 
     fn flags(arguments: &[&str]) -> Convert {
-        let given = ["nydusify", "convert", "--source", "registry/group/name:1"];
-        match Cli::try_parse_from(given.iter().chain(arguments)).unwrap().command {
-            Command::Convert(flags) => *flags,
-            other => panic!("{other:?}"),
+        let given = ["convert", "--source", "registry/group/name:1"];
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            flags: Convert,
         }
+        <Alone as clap::Parser>::try_parse_from(given.iter().chain(arguments)).unwrap().flags
     }
 
     #[test]
