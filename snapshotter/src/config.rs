@@ -9,7 +9,7 @@ use toml::Table;
 
 use crate::cli::Cli;
 use crate::daemons::{Mode, Recovery};
-use crate::layout::Layout;
+use crate::layout::{Layout, fits_socket};
 use crate::server::SocketOwner;
 
 mod keys;
@@ -143,6 +143,8 @@ impl Config {
         };
         let root = path(&cli.root, "root", ROOT);
         check_root(&root)?;
+        let address = path(&cli.address, "address", ADDRESS);
+        check_socket("address", &address)?;
         let fs_driver = cli.fs_driver.as_deref().or(keys.text("daemon.fs_driver")).unwrap_or("fusedev");
         match fs_driver {
             "fusedev" => {}
@@ -201,13 +203,14 @@ impl Config {
         };
         let system = match keys.flag("system.enable") {
             Some(true) => {
-                let address = keys.text("system.address").unwrap_or(SYSTEM_ADDRESS);
-                Some((address.into(), owner(&keys, "system.uid", "system.gid")?))
+                let address = PathBuf::from(keys.text("system.address").unwrap_or(SYSTEM_ADDRESS));
+                check_socket("system.address", &address)?;
+                Some((address, owner(&keys, "system.uid", "system.gid")?))
             }
             _ => None,
         };
         let config = Self {
-            address: path(&cli.address, "address", ADDRESS),
+            address,
             owner: owner(&keys, "uid", "gid")?,
             log_to,
             log_level,
@@ -240,6 +243,13 @@ fn check_root(root: &Path) -> Result<(), ConfigError> {
     }
     if !Layout::new(root).sockets_fit() {
         return bad("is too long for the sockets below it: use at most 70 bytes");
+    }
+    Ok(())
+}
+
+fn check_socket(key: &str, path: &Path) -> Result<(), ConfigError> {
+    if !fits_socket(path) {
+        return Err(value(key, format!("{} is too long for a socket: use at most 107 bytes", path.display())));
     }
     Ok(())
 }

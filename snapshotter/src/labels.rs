@@ -164,7 +164,9 @@ fn id_map(labels: &Labels) -> Result<Option<IdMap>, LabelError> {
 fn range(text: &str) -> Option<u32> {
     let mut parts = text.split(':').map(|part| part.parse::<u32>().ok());
     let (inner, outer, size) = (parts.next()??, parts.next()??, parts.next()??);
-    (inner == 0 && size > 0 && parts.next().is_none()).then_some(outer)
+    // The highest id stands for none, to the kernel.
+    let fits = size > 0 && outer.checked_add(size).is_some();
+    (inner == 0 && fits && parts.next().is_none()).then_some(outer)
 }
 
 #[cfg(test)]
@@ -224,6 +226,8 @@ mod tests {
             &[(UID_MAP, "0:1:2"), (GID_MAP, "0:1:2,3:4:5")],
             &[(UID_MAP, "0:1"), (GID_MAP, "0:1:2")],
             &[(UID_MAP, "1:1:2"), (GID_MAP, "0:1:2")],
+            &[(UID_MAP, "0:4294967295:1"), (GID_MAP, "0:1:2")],
+            &[(UID_MAP, "0:1:4294967295"), (GID_MAP, "0:1:2")],
         ] {
             parse(&labels(bad)).expect_err("half a mapping would give files to the wrong owner");
         }

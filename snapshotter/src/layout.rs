@@ -110,6 +110,11 @@ impl Layout {
     pub fn sockets_fit(&self) -> bool {
         // The longest daemon name is "image-" and a 64-bit number.
         let longest = self.api_socket("image-18446744073709551615");
-        longest.as_os_str().len() <= SOCKET_PATH_LIMIT
+        fits_socket(&longest)
     }
+}
+
+/// Whether a unix socket can be bound at `path`.
+pub fn fits_socket(path: &Path) -> bool {
+    path.as_os_str().len() <= SOCKET_PATH_LIMIT
 }

@@ -65,6 +65,19 @@ pub async fn serve(config: Config) -> Result<()> {
         skip_verify: config.skip_verify,
     };
     let daemons = Daemons::new(layout.clone(), settings, template, meta.clone());
+    // Everything that may be in the way is found before a nydusd is started or touched.
+    let metrics_listener = match &config.metrics {
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("listening on {address:?}, the value of metrics.address (host:port)"))?,
+        ),
+        None => None,
+    };
+    let system_listener = match &config.system {
+        Some((address, owner)) => Some(server::bind(address, *owner).await.context("serving system.address")?),
+        None => None,
+    };
     // Before any nydusd starts: its first read may be refused.
     let own = server::bind(&layout.own_socket(), SocketOwner::default()).await?;
     tokio::spawn(axum::serve(own, system_api::private(daemons.clone())).into_future());
@@ -79,14 +92,10 @@ pub async fn serve(config: Config) -> Result<()> {
     }
 
     let sources = Sources { daemons: daemons.clone(), meta, layout, metrics: metrics.clone(), cache };
-    if let Some(address) = &config.metrics {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listening on {address} for metrics.address"))?;
+    if let Some(listener) = metrics_listener {
         tokio::spawn(axum::serve(listener, system_api::metrics(sources.clone())).into_future());
     }
-    if let Some((address, owner)) = &config.system {
-        let listener = server::bind(address, *owner).await?;
+    if let Some(listener) = system_listener {
         tokio::spawn(axum::serve(listener, system_api::system(sources)).into_future());
     }
 

@@ -75,6 +75,7 @@ impl Snapshots {
         labels: Labels,
         gone: CancellationToken,
     ) -> Result<Vec<Mount>> {
+        not_empty("key", &key)?;
         let layer = labels::parse(&labels).map_err(|error| SnapshotError::InvalidArgument(error.to_string()))?;
         let (plan, ancestors) = {
             let (key, parent, layer) = (key.clone(), parent.clone(), layer.clone());
@@ -145,6 +146,7 @@ impl Snapshots {
     /// # Errors
     /// See [`Meta::commit`].
     pub async fn commit(&self, name: String, key: String, labels: Labels) -> Result<()> {
+        not_empty("name", &name)?;
         let record = self
             .blocking(move |inner| {
                 if labels::content(&labels) == Content::Bootstrap {
@@ -431,6 +433,14 @@ fn orphans(snapshots: &Path, records: &[Record]) -> io::Result<Vec<std::path::Pa
         }
     }
     Ok(found)
+}
+
+/// Refuses a name that could not be told from "no parent".
+fn not_empty(what: &str, name: &str) -> Result<()> {
+    match name {
+        "" => Err(SnapshotError::InvalidArgument(format!("the {what} of a snapshot must not be empty"))),
+        _ => Ok(()),
+    }
 }
 
 fn refused(refusal: plan::Refusal) -> SnapshotError {

@@ -211,3 +211,56 @@ fn says_something(value: &Value) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with one key.
+    fn file(key: &str, value: Value) -> Table {
+        let mut parts = key.rsplit('.');
+        let mut table = Table::new();
+        table.insert(parts.next().expect("a key").to_owned(), value);
+        for part in parts {
+            table = Table::from_iter([(part.to_owned(), Value::Table(table))]);
+        }
+        table
+    }
+
+    #[test]
+    fn every_key_refuses_every_other_type_by_name() {
+        let values = [
+            Value::Boolean(true),
+            Value::Integer(7),
+            Value::Float(1.5),
+            Value::String("text".to_owned()),
+            Value::Array(vec![Value::Integer(1)]),
+            Value::Table(Table::from_iter([("x".to_owned(), Value::Integer(1))])),
+            Value::Datetime("2026-01-02".parse().expect("a date")),
+        ];
+        for (key, wanted, _) in KEYS {
+            for value in values.iter().filter(|value| !fits(*wanted, value)) {
+                let error = Keys::check(file(key, value.clone())).expect_err(key).to_string();
+                assert!(error.contains(key) && error.contains(wanted.name()), "{key} = {value}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_table_refuses_to_be_a_value() {
+        for (key, ..) in KEYS {
+            let Some((table, _)) = key.rsplit_once('.') else { continue };
+            let error = Keys::check(file(table, Value::Integer(1))).expect_err(table).to_string();
+            assert!(error.contains(table) && error.contains("a table"), "{table}: {error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in "[a-z_.\\[\\]=\"0-9\n ]{0,80}") {
+            if let Ok(table) = text.parse::<Table>() {
+                let _ = Keys::check(table);
+            }
+        }
+    }
+}
