@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nydus_rafs::bootstrap::Bootstrap;
 
 /// Where it may be, the usual place first.
-pub(crate) const PLACES: [&str; 2] = ["image/image.boot", "image.boot"];
+const PLACES: [&str; 2] = ["image/image.boot", "image.boot"];
 
 /// Where a version 6 superblock begins, and how.
 const V6_AT: usize = 1024;

@@ -27,7 +27,7 @@ mod database;
 mod record;
 
 use database::Database;
-pub use record::{Fresh, Frozen, Instance, Kind, Record, Stage};
+pub use record::{Frozen, Instance, Kind, Record, Stage};
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const NAMES: TableDefinition<'_, u64, &str> = TableDefinition::new("names");
@@ -64,7 +64,8 @@ impl Meta {
         Ok(meta)
     }
 
-    /// Records a new view or active snapshot. `make` runs before the record is durable; if it fails there is no record.
+    /// Records a new view or active snapshot. `make` is told its number and runs before the record is durable; if it fails there
+    /// is no record.
     ///
     /// # Errors
     /// `NotFound` or `InvalidArgument` for the parent, `AlreadyExists` for the key, or what `make` gave.
@@ -74,7 +75,7 @@ impl Meta {
         parent: &str,
         kind: Kind,
         labels: &Labels,
-        make: impl FnOnce(Fresh) -> Result<()>,
+        make: impl FnOnce(u64) -> Result<()>,
     ) -> Result<Record> {
         self.write(|txn| {
             let parent_id = committed_parent(txn, parent)?;
@@ -94,7 +95,7 @@ impl Meta {
             };
             put(txn, key, &record)?;
             link(txn, parent_id, id)?;
-            make(Fresh { id, parent: parent_id })?;
+            make(id)?;
             Ok(record)
         })
     }
@@ -113,7 +114,7 @@ impl Meta {
         leftover: &str,
         parent: &str,
         labels: &Labels,
-        make: impl FnOnce(Fresh) -> Result<()>,
+        make: impl FnOnce(u64) -> Result<()>,
     ) -> Result<Option<u64>> {
         self.write(|txn| {
             let parent_id = committed_parent(txn, parent)?;
@@ -154,7 +155,7 @@ impl Meta {
             };
             put(txn, &name, &record)?;
             link(txn, parent_id, id)?;
-            make(Fresh { id, parent: parent_id })?;
+            make(id)?;
             Ok(removed)
         })
     }

@@ -156,6 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn as_many_layers_as_containerd_takes_fit_a_page_when_named_from_the_root() {
+        // containerd goes to the directory that all lower ones share, ours included, and names them from there.
+        let root = format!("/{}", "r".repeat(69));
+        let local: Vec<u64> = (1_000_000_000..).take(127).collect();
+        for image in [None, Some(u64::from(u32::MAX))] {
+            let subject = Subject { id: 2_000_000_000, kind: Kind::Active, volatile: true, id_map: None };
+            let mounts = of(subject, &Chain { local: local.clone(), image }, &Layout::new(&root), KERNEL);
+            let text = mounts[0].options.join(",");
+            assert!(text.len() > 4096, "it is too long as it is");
+            let (before, lowers) = text.split_once("lowerdir=").expect("it has lower directories");
+            let named: usize = lowers.split(':').map(|lower| lower.len() - root.len()).sum();
+            assert!(before.len() + "lowerdir=".len() + named < 4096 - 512, "{}", before.len() + named);
+        }
+    }
+
+    #[test]
     fn volatile_and_kernel_options_reach_overlays_only() {
         let layout = Layout::new("/r");
         let subject = Subject { id: 2, kind: Kind::Active, volatile: true, id_map: None };

@@ -13,13 +13,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::bootstrap;
 use crate::cache::Cache;
 use crate::daemons::Daemons;
 use crate::filter::{Filters, Subject as Filtered};
 use crate::labels::{self, Content, Labels, Layer};
 use crate::layout::Layout;
-use crate::meta::{Fresh, Kind, Meta, Record};
+use crate::meta::{Kind, Meta, Record};
 use crate::mounts::{self, Chain, Mount, Overlay, Subject};
 use crate::overlay;
 use crate::plan::{self, Ancestor, Plan};
@@ -81,22 +80,18 @@ impl Snapshots {
             let (key, parent, layer) = (key.clone(), parent.clone(), layer.clone());
             self.blocking(move |inner| inner.plan(kind, &key, &parent, &layer)).await?
         };
-        let (chain, owner) = match plan {
+        let (chain, served) = match plan {
             Plan::Supply { target } => {
                 self.blocking(move |inner| inner.supply(&target, &key, &parent, &labels)).await?;
                 unreachable!("supplying a layer always ends in AlreadyExists")
             }
             Plan::Unpack(chain) => (chain, None),
-            Plan::Serve { chain, image } => {
-                let owner = self.serve(image, &ancestors).await?;
-                // Only a snapshot right on the image starts with its root; one on a local layer has that layer's.
-                let direct = chain.local.is_empty();
-                (chain, direct.then_some(owner))
-            }
+            Plan::Serve { chain, image } => (chain, Some(self.serve(image, &ancestors).await?)),
         };
         self.blocking(move |inner| {
-            let record = inner.meta.create(&key, &parent, kind, &labels, |fresh| {
-                let made = inner.make_directories(fresh, kind == Kind::Active, &layer, owner).and_then(|()| {
+            let owner = inner.root_owner(&layer, &chain, served)?;
+            let record = inner.meta.create(&key, &parent, kind, &labels, |id| {
+                let made = inner.make_directories(id, kind == Kind::Active, owner).and_then(|()| {
                     if gone.is_cancelled() {
                         let text = format!("snapshot {key:?} is not wanted any more: its caller is gone");
                         return Err(SnapshotError::Unavailable(text));
@@ -104,7 +99,7 @@ impl Snapshots {
                     Ok(())
                 });
                 if made.is_err() {
-                    inner.discard_or_warn(fresh.id);
+                    inner.discard_or_warn(id);
                 }
                 made
             })?;
@@ -119,15 +114,13 @@ impl Snapshots {
     /// `NotFound`, `FailedPrecondition` for a committed snapshot, or what [`Daemons::serve`] gave.
     pub async fn mounts(&self, key: String) -> Result<Vec<Mount>> {
         let (record, layer, plan, ancestors) = self.blocking(move |inner| inner.existing(&key)).await?;
-        let chain = match plan {
+        let (chain, served) = match plan {
             Plan::Supply { .. } => unreachable!("only a new snapshot is supplied"),
-            Plan::Unpack(chain) => chain,
-            Plan::Serve { chain, image } => {
-                self.serve(image, &ancestors).await?;
-                chain
-            }
+            Plan::Unpack(chain) => (chain, None),
+            Plan::Serve { chain, image } => (chain, Some(self.serve(image, &ancestors).await?)),
         };
         self.blocking(move |inner| {
+            inner.restore_directories(&record, &layer, &chain, served)?;
             overlay::forget_volatile(&inner.layout.upper(record.id), &inner.layout.work(record.id))
                 .map_err(SnapshotError::io("clearing", inner.layout.work(record.id)))?;
             Ok(inner.mounts(&record, &layer, &chain))
@@ -147,14 +140,7 @@ impl Snapshots {
     /// See [`Meta::commit`].
     pub async fn commit(&self, name: String, key: String, labels: Labels) -> Result<()> {
         not_empty("name", &name)?;
-        let record = self
-            .blocking(move |inner| {
-                if labels::content(&labels) == Content::Bootstrap {
-                    inner.keep_bootstrap(&key)?;
-                }
-                inner.meta.commit(&name, &key, &labels)
-            })
-            .await?;
+        let record = self.blocking(move |inner| inner.meta.commit(&name, &key, &labels)).await?;
         let inner = self.inner.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = inner.measure(record.id) {
@@ -284,9 +270,7 @@ impl Inner {
 
     /// Commits a layer that needs no download, and says so by the error that containerd waits for.
     fn supply(&self, target: &str, key: &str, parent: &str, labels: &Labels) -> Result<()> {
-        let layer = labels::parse(labels).map_err(|error| SnapshotError::InvalidArgument(error.to_string()))?;
-        let leftover =
-            self.meta.supply(target, key, parent, labels, |fresh| self.make_directories(fresh, false, &layer, None))?;
+        let leftover = self.meta.supply(target, key, parent, labels, |id| self.make_directories(id, false, None))?;
         if let Some(id) = leftover {
             self.discard_or_warn(id);
         }
@@ -304,47 +288,56 @@ impl Inner {
         mounts::of(subject, chain, &self.layout, self.overlay)
     }
 
+    /// Who owns the root of a snapshot. The root of its mount is our directory, so it needs its owner from below, as in
+    /// containerd: from the uppermost layer with files, else from the image that nydusd serves.
+    fn root_owner(&self, layer: &Layer, chain: &Chain, served: Option<Owner>) -> Result<Option<Owner>> {
+        if let Some(map) = &layer.id_map {
+            return Ok(Some((map.root_user, map.root_group)));
+        }
+        let Some(below) = chain.local.first().map(|id| self.layout.upper(*id)) else { return Ok(served) };
+        match fs::metadata(&below) {
+            Ok(found) => Ok(Some((found.uid(), found.gid()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(SnapshotError::Image(format!(
+                "the files of a layer below, {}, are gone, as after a power cut: remove the image and pull it again",
+                below.display()
+            ))),
+            Err(error) => Err(SnapshotError::io("looking at", &below)(error)),
+        }
+    }
+
     /// Makes the directories of a snapshot whose record is about to be committed.
-    fn make_directories(&self, fresh: Fresh, writable: bool, layer: &Layer, owner: Option<Owner>) -> Result<()> {
-        let top = self.layout.snapshot(fresh.id);
+    ///
+    /// They are not synced: on ext4 that would wait for everything that was unpacked just now. After a power cut
+    /// [`Inner::restore_directories`] makes them anew.
+    fn make_directories(&self, id: u64, writable: bool, owner: Option<Owner>) -> Result<()> {
+        let top = self.layout.snapshot(id);
         // Left by a transaction that was never committed: nobody knows it.
         remove_tree(&top)?;
         make_directory(&top, 0o700)?;
-        let upper = self.layout.upper(fresh.id);
+        let upper = self.layout.upper(id);
         make_directory(&upper, 0o755)?;
         if writable {
-            make_directory(&self.layout.work(fresh.id), 0o711)?;
+            make_directory(&self.layout.work(id), 0o711)?;
         }
-        // The root of the mount is our directory, so it needs its owner from below, as in containerd.
-        let owner = match (&layer.id_map, owner, fresh.parent) {
-            (Some(map), _, _) => Some((map.root_user, map.root_group)),
-            (None, Some(owner), _) => Some(owner),
-            (None, None, Some(parent)) => {
-                let below = self.layout.upper(parent);
-                let found = fs::metadata(&below).map_err(SnapshotError::io("looking at", &below))?;
-                Some((found.uid(), found.gid()))
-            }
-            (None, None, None) => None,
-        };
         if let Some((user, group)) = owner {
             std::os::unix::fs::lchown(&upper, Some(user), Some(group))
                 .map_err(SnapshotError::io("giving away", &upper))?;
         }
-        // The record will be on the disk: so must be what it names.
-        for directory in [&top, &self.layout.snapshots()] {
-            sync(directory)?;
-        }
         Ok(())
     }
 
-    /// Has the bootstrap in the active snapshot `key` reach the disk, for half of one would cost the image another pull.
-    fn keep_bootstrap(&self, key: &str) -> Result<()> {
-        let upper = self.layout.upper(self.meta.stat(key)?.id);
-        for place in bootstrap::PLACES.map(|place| upper.join(place)).iter().filter(|place| place.is_file()) {
-            sync(place)?;
-            sync(place.parent().expect("a file below a directory"))?;
+    /// Makes the directories of a snapshot anew whose record reached the disk when they did not. What a container wrote there
+    /// was not on the disk either.
+    fn restore_directories(&self, record: &Record, layer: &Layer, chain: &Chain, served: Option<Owner>) -> Result<()> {
+        let writable = record.kind == Kind::Active;
+        if self.layout.upper(record.id).is_dir() && (!writable || self.layout.work(record.id).is_dir()) {
+            return Ok(());
         }
-        sync(&upper)
+        tracing::warn!(
+            id = record.id,
+            "the directories of a snapshot are gone, as after a power cut, and are made anew"
+        );
+        self.make_directories(record.id, writable, self.root_owner(layer, chain, served)?)
     }
 
     fn walk(&self, id: u64) -> Result<Usage> {
@@ -454,11 +447,6 @@ fn refused(refusal: plan::Refusal) -> SnapshotError {
 fn make_directory(path: &Path, mode: u32) -> Result<()> {
     fs::create_dir(path).map_err(SnapshotError::io("creating", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(SnapshotError::io("setting the mode of", path))
-}
-
-/// Has a file or directory reach the disk.
-fn sync(path: &Path) -> Result<()> {
-    fs::File::open(path).and_then(|file| file.sync_all()).map_err(SnapshotError::io("syncing", path))
 }
 
 fn remove_tree(path: &Path) -> Result<()> {

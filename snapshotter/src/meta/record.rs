@@ -86,15 +86,6 @@ pub struct Instance {
     pub stage: Stage,
 }
 
-/// A snapshot about to exist, for the one who makes its directory.
-#[derive(Debug, Clone, Copy)]
-pub struct Fresh {
-    /// Its number.
-    pub id: u64,
-    /// The parent's number.
-    pub parent: Option<u64>,
-}
-
 /// Everything recorded, at one moment.
 #[derive(Debug, Default)]
 pub struct Frozen {
