@@ -30,4 +30,5 @@ pub mod registry;
 pub mod scratch;
 pub mod sky;
 pub mod smoke;
+pub mod stack;
 pub mod tree;
