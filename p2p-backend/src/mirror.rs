@@ -12,6 +12,7 @@ pub mod config;
 mod fetch;
 mod filling;
 mod health;
+mod ledger;
 mod listener;
 mod manifests;
 mod map;
@@ -27,7 +28,7 @@ mod upstream;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::Request;
@@ -41,14 +42,19 @@ pub use config::{Config, ConfigError};
 pub use quota::StoreError;
 pub use upstream::PrepareError;
 
+use allow::Rights;
 use fetch::Fetcher;
 use health::Health;
+use ledger::Ledger;
 use listener::Impatient;
 use metrics::Metrics;
 use quota::Store;
 use request::Reception;
 use server::Server;
 use upstream::Upstream;
+
+/// How often what was learned about rights is written down.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// Why the mirror cannot run; completes "could not start the mirror".
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +89,7 @@ pub struct Mirror {
     stop: CancellationToken,
     drain: Duration,
     stall: Duration,
+    ledger: Ledger,
 }
 
 impl Mirror {
@@ -106,7 +113,14 @@ impl Mirror {
             default_registry: Some(config.default_registry.clone()).filter(|name| !name.is_empty()),
             id,
         };
-        let server = Server::new(reception, store, fetcher, secret, &config.timeouts, config.prefetch);
+        let ledger = Ledger::new(&config.data_dir);
+        let kept = ledger.clone();
+        let kept = tokio::task::spawn_blocking(move || kept.read(SystemTime::now())).await.unwrap_or_default();
+        let rights = match kept {
+            Some((secret, entries)) => Rights::restore(secret, entries, Instant::now()),
+            None => Rights::new(secret),
+        };
+        let server = Server::new(reception, store, fetcher, rights, &config.timeouts, config.prefetch);
         let listeners = [
             listen("listen", config.listen).await?,
             listen("health_listen", config.health_listen).await?,
@@ -114,7 +128,7 @@ impl Mirror {
         ];
         let health =
             Health { listen: listeners[0].local_addr().unwrap_or(config.listen), data_dir: config.data_dir.clone() };
-        Ok(Self { server, health, listeners, stop, drain: config.timeouts.drain, stall: config.timeouts.stall })
+        Ok(Self { server, health, listeners, stop, drain: config.timeouts.drain, stall: config.timeouts.stall, ledger })
     }
 
     /// Returns where requests are answered, `/healthy` and `/metrics`; tells ports that were left to the system.
@@ -155,7 +169,16 @@ impl Mirror {
                 }
             });
         }
-        quit.cancelled().await;
+        let keeping = async {
+            loop {
+                tokio::time::sleep(KEEP).await;
+                self.server.keep_rights(&self.ledger).await;
+            }
+        };
+        tokio::select! {
+            () = quit.cancelled() => {}
+            () = keeping => {}
+        }
         let drained = async { while serving.join_next().await.is_some() {} };
         if tokio::time::timeout(self.drain, drained).await.is_err() {
             tracing::warn!(after = ?self.drain, "requests are still being answered; cutting them off");
@@ -163,6 +186,7 @@ impl Mirror {
         }
         self.stop.cancel();
         self.server.fetcher.finish().await;
+        self.server.keep_rights(&self.ledger).await;
     }
 }
 

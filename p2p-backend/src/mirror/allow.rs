@@ -3,7 +3,8 @@
 //! A piece in the cache was fetched with somebody's token; another caller gets it only if its own token opens the same
 //! digest in the same repository, as the registry itself says. What was said is remembered for 300 s per caller, and for
 //! 1 h where nobody had to show a token. When the registry cannot answer, what it once said lives on for 1 h more; whom it
-//! has never seen is refused. Memory holds keyed hashes only, so nothing here can be used elsewhere.
+//! has never seen is refused. Memory holds keyed hashes only, so nothing here can be used elsewhere. What an earlier process
+//! was told (`ledger`) is never fresh.
 //!
 //! The decisions are in [`Rights`], which has no clock and sends nothing.
 
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use nydus_rafs::Digest;
+
+use super::ledger::Entry;
 
 /// How long a grant to one caller is fresh.
 const GRANT: Duration = Duration::from_secs(300);
@@ -47,8 +50,10 @@ pub(super) struct Claimed<'a> {
 #[derive(Debug)]
 struct Grant {
     size: u64,
-    at: Instant,
-    fresh_for: Duration,
+    /// Until when it is good by itself; none if an earlier process got it.
+    fresh: Option<Instant>,
+    /// Until when it is good if the registry cannot be asked.
+    end: Instant,
 }
 
 /// What the registries said about who may have what.
@@ -56,12 +61,31 @@ struct Grant {
 pub(super) struct Rights {
     secret: [u8; 32],
     grants: HashMap<[u8; 32], Grant>,
+    /// Something changed since [`Rights::entries`].
+    changed: bool,
 }
 
 impl Rights {
     /// Knows nothing; `secret` keys the hashes.
     pub(super) fn new(secret: [u8; 32]) -> Self {
-        Self { secret, grants: HashMap::new() }
+        Self { secret, grants: HashMap::new(), changed: false }
+    }
+
+    /// Knows what an earlier process knew, as far as it is still of use.
+    pub(super) fn restore(secret: [u8; 32], entries: Vec<Entry>, now: Instant) -> Self {
+        let grant = |Entry { size, left, .. }: &Entry| Grant { size: *size, fresh: None, end: now + GRACE.min(*left) };
+        let grants = entries.iter().take(MOST).map(|entry| (entry.key, grant(entry))).collect();
+        Self { secret, grants, changed: false }
+    }
+
+    /// Returns what a later process needs, if that has changed.
+    pub(super) fn entries(&mut self, now: Instant) -> Option<([u8; 32], Vec<Entry>)> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let left = |grant: &Grant| grant.end.saturating_duration_since(now);
+        let entries = self.grants.iter().map(|(key, grant)| Entry { key: *key, size: grant.size, left: left(grant) });
+        Some((self.secret, entries.collect()))
     }
 
     /// Returns what stands for `authorization` here.
@@ -88,12 +112,9 @@ impl Rights {
     pub(super) fn known(&self, caller: &Caller, what: Claimed<'_>, now: Instant) -> Known {
         let nobody = self.caller(None);
         let look = |caller: &Caller| match self.grants.get(&self.key(caller, what)) {
-            Some(grant) => match now.saturating_duration_since(grant.at) {
-                age if age < grant.fresh_for => Known::Fresh(grant.size),
-                age if age < grant.fresh_for + GRACE => Known::Stale(grant.size),
-                _ => Known::Nothing,
-            },
-            None => Known::Nothing,
+            Some(grant) if grant.fresh.is_some_and(|fresh| now < fresh) => Known::Fresh(grant.size),
+            Some(grant) if now < grant.end => Known::Stale(grant.size),
+            Some(_) | None => Known::Nothing,
         };
         match (look(caller), look(&nobody)) {
             (Known::Fresh(size), _) | (_, Known::Fresh(size)) => Known::Fresh(size),
@@ -105,22 +126,22 @@ impl Rights {
     /// Remembers that `caller` may have `what`, of `size` bytes.
     pub(super) fn grant(&mut self, caller: &Caller, what: Claimed<'_>, size: u64, now: Instant) {
         if self.grants.len() >= MOST {
-            let age = |grant: &Grant| now.saturating_duration_since(grant.at);
-            self.grants.retain(|_, grant| age(grant) < grant.fresh_for + GRACE);
+            self.grants.retain(|_, grant| now < grant.end);
             if self.grants.len() >= MOST {
-                let mut ages: Vec<Instant> = self.grants.values().map(|grant| grant.at).collect();
-                let middle = ages.len() / 2;
-                let median = *ages.select_nth_unstable(middle).1;
-                self.grants.retain(|_, grant| grant.at > median);
+                let mut ends: Vec<Instant> = self.grants.values().map(|grant| grant.end).collect();
+                let middle = ends.len() / 2;
+                let median = *ends.select_nth_unstable(middle).1;
+                self.grants.retain(|_, grant| grant.end > median);
             }
         }
-        let fresh_for = if *caller == self.caller(None) { PUBLIC } else { GRANT };
-        self.grants.insert(self.key(caller, what), Grant { size, at: now, fresh_for });
+        let fresh = now + if *caller == self.caller(None) { PUBLIC } else { GRANT };
+        self.grants.insert(self.key(caller, what), Grant { size, fresh: Some(fresh), end: fresh + GRACE });
+        self.changed = true;
     }
 
     /// Forgets that `caller` might have `what`, because the registry now says no.
     pub(super) fn revoke(&mut self, caller: &Caller, what: Claimed<'_>) {
-        self.grants.remove(&self.key(caller, what));
+        self.changed |= self.grants.remove(&self.key(caller, what)).is_some();
     }
 }
 
@@ -181,6 +202,22 @@ mod tests {
             assert_eq!(rights.known(&ann, what("x", &A), now), anns, "after {seconds} s");
             assert_eq!(rights.known(&ann, what("x", &B), now), public, "after {seconds} s");
         }
+    }
+
+    #[test]
+    fn what_an_earlier_process_knew_stands_in_for_silence_only() {
+        let mut rights = Rights::new([9; 32]);
+        let start = Instant::now();
+        let ann = rights.caller(Some(&HeaderValue::from_static("Bearer ann")));
+        assert!(rights.entries(start).is_none(), "nothing is nothing new");
+        rights.grant(&ann, what("x", &A), 7, start);
+        let (secret, entries) = rights.entries(start).unwrap();
+        assert!(rights.entries(start).is_none());
+        let later = Rights::restore(secret, entries, start);
+        let known = |seconds| later.known(&ann, what("x", &A), start + Duration::from_secs(seconds));
+        assert_eq!([known(0), known(3599), known(3600)], [Known::Stale(7), Known::Stale(7), Known::Nothing]);
+        let bob = later.caller(Some(&HeaderValue::from_static("Bearer bob")));
+        assert_eq!(later.known(&bob, what("x", &A), start), Known::Nothing);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Manifests that were asked for lately, in memory.
 //!
 //! A manifest named by digest is what it is, so it is kept. A tag is asked upstream every time; what it last named is
-//! remembered per caller, for the hour in which a registry may be down. Rights are not kept over a restart, so neither
-//! are manifests: without a registry nobody could have them.
+//! remembered per caller, for the hour in which a registry may be down. They are not kept over a restart: readers of
+//! images that are mounted need none, and a pull begins at the registry.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

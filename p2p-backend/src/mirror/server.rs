@@ -6,7 +6,7 @@ mod manifest;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -22,6 +22,7 @@ use super::allow::Rights;
 use super::answer::Failure;
 use super::config::Timeouts;
 use super::fetch::Fetcher;
+use super::ledger::Ledger;
 use super::manifests::Manifests;
 use super::metrics::{Answered, Metrics};
 use super::quota::Store;
@@ -61,7 +62,7 @@ impl Server {
         reception: Reception,
         store: Arc<Store>,
         fetcher: Arc<Fetcher>,
-        secret: [u8; 32],
+        rights: Rights,
         timeouts: &Timeouts,
         prefetch: bool,
     ) -> Arc<Self> {
@@ -70,7 +71,7 @@ impl Server {
             store,
             metrics: fetcher.metrics.clone(),
             fetcher,
-            rights: Mutex::new(Rights::new(secret)),
+            rights: Mutex::new(rights),
             manifests: Mutex::default(),
             questions: Mutex::default(),
             filling: Mutex::default(),
@@ -80,6 +81,17 @@ impl Server {
             stall: timeouts.stall,
             prefetch,
         })
+    }
+
+    /// Writes down who may have what, if that has changed.
+    pub(super) async fn keep_rights(&self, ledger: &Ledger) {
+        let Some((secret, entries)) = lock(&self.rights).entries(Instant::now()) else { return };
+        let ledger = ledger.clone();
+        let written = tokio::task::spawn_blocking(move || ledger.write(&secret, &entries, SystemTime::now())).await;
+        if let Ok(Err(error)) = written {
+            // It costs questions after a restart, and the disk has a line of its own elsewhere.
+            tracing::debug!(%error, "could not write down who may have what");
+        }
     }
 
     /// Answers one request.

@@ -49,6 +49,58 @@ async fn a_basic_challenge_is_answered_and_the_answer_remembered() {
 }
 
 #[tokio::test]
+async fn the_challenge_that_can_be_answered_is_found_among_several_headers() {
+    let service = Server::start(|_| token("good")).await;
+    let bearer = format!("Bearer realm={}, service=s", service.url("/t"));
+    let registry = Server::start(move |seen: &Seen| match seen.header("authorization") {
+        "Bearer good" => Reply::ranged(seen, &sample(100)),
+        _ => Reply::new(401)
+            .header("WWW-Authenticate", "Negotiate")
+            .header("WWW-Authenticate", "Digest realm=\"x\", nonce=\"Bearer realm=y\"")
+            .header("WWW-Authenticate", bearer.clone()),
+    })
+    .await;
+    read(&client(&registry.host(), with_user())).await.unwrap();
+    // Without one there is nothing to answer, and the error says so.
+    let mute = Server::start(|_| Reply::new(401)).await;
+    let error = read(&client(&mute.host(), with_user())).await.unwrap_err();
+    assert_eq!((error.status().unwrap().as_u16(), mute.seen().len()), (401, 1));
+}
+
+#[tokio::test]
+async fn several_scopes_are_asked_for_together() {
+    let service = Server::start(|seen| if seen.method == "GET" { token("good") } else { Reply::new(404) }).await;
+    let challenge =
+        format!("Bearer realm=\"{}\",scope=\"repository:a/b:pull repository:base/image:pull\"", service.url("/t"));
+    let registry = Server::start(guarded(challenge, "Bearer good")).await;
+    read(&client(&registry.host(), with_user())).await.unwrap();
+    let asked = service.seen();
+    let form = asked[0].form();
+    assert_eq!(form["scope"], "repository:a/b:pull repository:base/image:pull");
+    // In a query each is a parameter of its own.
+    let query = &asked[1].target;
+    assert_eq!(query.matches("scope=").count(), 2, "{query}");
+}
+
+#[tokio::test]
+async fn a_token_without_its_life_or_with_a_wrong_clock_is_used_again() {
+    for answer in [
+        r#"{"token":"good"}"#,
+        r#"{"token":"good","expires_in":300,"issued_at":"1999-01-01T00:00:00Z"}"#,
+        r#"{"access_token":"good","expires_in":300,"issued_at":"2999-01-01T00:00:00Z"}"#,
+        r#"{"token":"good","expires_in":0,"issued_at":"not a date"}"#,
+    ] {
+        let service = Server::start(move |_| Reply::new(200).body(answer)).await;
+        let registry = Server::start(guarded(format!("Bearer realm=\"{}\"", service.url("/t")), "Bearer good")).await;
+        let client = client(&registry.host(), with_user());
+        for _ in 0..3 {
+            read(&client).await.unwrap();
+        }
+        assert_eq!(service.seen().len(), 1, "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_shown_once_and_the_error_names_the_answer() {
     let registry = Server::start(guarded("Basic realm=\"r\"".into(), "Basic other")).await;
     let client = client(&registry.host(), with_user());

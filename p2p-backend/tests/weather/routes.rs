@@ -526,3 +526,68 @@ async fn each_way_to_fail_says_what_to_do() {
         assert!(!error.contains('\n'), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_deadline_holds_however_many_sources_are_silent() {
+    let mut silent = Vec::new();
+    for _ in 0..6 {
+        silent.push(Server::start(|_| Reply::new(200).how(How::Never)).await);
+    }
+    // The registry answers, and its token service does not.
+    let challenge = format!("Bearer realm=\"{}\"", silent[5].url("/token"));
+    let origin = Server::start(move |_| Reply::new(401).header("WWW-Authenticate", challenge.clone())).await;
+    let mirrors: Vec<Value> = silent[..5].iter().map(|mirror| json!({"host": mirror.url("")})).collect();
+    let limit = Duration::from_secs(60);
+    let long = nydus_backend::http::Timeouts { connect: limit, first_byte: limit, stall: limit };
+    let options = RouteOptions { mirror_limits: long, registry_limits: long, ..impatient(1500) };
+    let error = read(&route(&origin.host(), Value::Array(mirrors), options)).await.unwrap_err();
+    let SourceError::Deadline { after, .. } = error else { panic!("{error}") };
+    assert!(after < Duration::from_secs(10), "the limits add up to 7 minutes, and it waited {after:?}");
+}
+
+/// Who says 429.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Busy {
+    Registry,
+    TokenService,
+    Store,
+}
+
+/// Reads through a registry, its token service and its store, of which one is busy once.
+async fn read_past(busy: Busy, wish: Option<&str>) -> Result<bytes::Bytes, SourceError> {
+    let once = Arc::new(AtomicBool::new(true));
+    let reply = wish.into_iter().fold(Reply::new(429), |reply, wish| reply.header("Retry-After", wish));
+    let at = |place: Busy| {
+        let (once, reply) = (Arc::clone(&once), reply.clone());
+        move || (busy == place && once.swap(false, SeqCst)).then(|| reply.clone())
+    };
+    let (at_store, at_service, at_registry) = (at(Busy::Store), at(Busy::TokenService), at(Busy::Registry));
+    let store = Server::start(move |seen| at_store().unwrap_or_else(|| good(seen))).await;
+    let token = || Reply::new(200).body(r#"{"token":"t"}"#);
+    let service = Server::start(move |_| at_service().unwrap_or_else(token)).await;
+    let (challenge, target) = (format!("Bearer realm=\"{}\"", service.url("/t")), store.url("/x"));
+    let origin = Server::start(move |seen| match seen.header("authorization") {
+        "Bearer t" => at_registry().unwrap_or_else(|| Reply::new(307).header("Location", target.clone())),
+        _ => Reply::new(401).header("WWW-Authenticate", challenge.clone()),
+    })
+    .await;
+    read(&route(&origin.host(), json!([]), options())).await
+}
+
+#[tokio::test]
+async fn whoever_asks_for_patience_gets_it_within_the_deadline_and_not_beyond() {
+    let date = |seconds| httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(seconds));
+    let (soon, late) = (date(2), date(3600));
+    let mut cases = Vec::new();
+    for busy in [Busy::Registry, Busy::TokenService, Busy::Store] {
+        for (wish, comes) in [(None, true), (Some("1"), true), (Some(&*soon), true), (Some(&*late), false)] {
+            cases.push(async move { (busy, wish, comes, read_past(busy, wish).await) });
+        }
+    }
+    for (busy, wish, comes, outcome) in futures::future::join_all(cases).await {
+        match outcome {
+            Ok(bytes) => assert!(comes && bytes == expected(), "{busy:?} {wish:?}"),
+            Err(error) => assert!(!comes && error.to_string().contains("429"), "{busy:?} {wish:?}: {error}"),
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::origin::CHALLENGE;
+use super::origin::{CHALLENGE, Mode};
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,6 +104,32 @@ async fn a_token_goes_to_its_registry_and_nowhere_else() {
     origin.set(Mode::Plain);
     let request = node.get(&path).header("Authorization", "Bearer good").header("Range", "bytes=1048576-1048580");
     assert_eq!(tell(request).await.2, content[MIB..MIB + 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_starts_while_the_registry_is_down_serves_those_whom_it_let_in_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin::start().await;
+    let content = noise(2 * MIB, 12);
+    let (private, open) = (origin.blob("private", &content), origin.blob("open", &content));
+    origin.only("private", "Bearer good");
+    let get = async |node: &Node, path: &str, token: &str| {
+        let (status, _, body) = tell(node.get(path).header("Authorization", token)).await;
+        (status, body == content)
+    };
+    let node = Node::start(dir.path(), &origin, "").await;
+    assert_eq!(get(&node, &private, "Bearer good").await, (200, true));
+    assert!(node.whole(&open).await == content);
+    node.stop().await;
+    origin.set(Mode::Status(503));
+    let node = Node::start(dir.path(), &origin, "").await;
+    assert_eq!(get(&node, &private, "Bearer good").await, (200, true));
+    assert_eq!(get(&node, &open, "Bearer any").await, (200, true));
+    assert_eq!(get(&node, &private, "Bearer other").await, (503, false), "whom nobody can vouch for is refused");
+    // The registry is back and has changed its mind: its word counts, not what was written down.
+    origin.set(Mode::Plain);
+    origin.only("private", "Bearer new");
+    assert_eq!(get(&node, &private, "Bearer good").await, (401, false));
 }
 
 /// A node that lends `puller` with the password `pass`.

@@ -263,3 +263,24 @@ async fn a_caller_that_takes_nothing_is_cut_off_and_its_blob_can_leave() {
     let _ = idle.read_to_end(&mut got).await;
     assert!(got.len() < contents[0].len(), "all {} bytes came to a caller that did not read", got.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_come_before_the_bytes_and_a_body_without_bytes_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin::start().await;
+    let content = noise(4 * MIB, 73);
+    let path = origin.blob("open", &content);
+    let limits = "[timeouts]\nheaders = \"300ms\"\nfirst_byte_registry = \"60s\"\nstall = \"1s\"";
+    let node = Node::start(dir.path(), &origin, limits).await;
+    assert_eq!(node.part(&path, "bytes=0-9").await.2, content[..10]);
+    origin.set(Mode::Silent);
+    // Who may is known, and the bytes are on their way, or not.
+    let answer = node.get(&path).header("Range", "bytes=3145728-3145737").send().await.unwrap();
+    assert_eq!(answer.status(), 206);
+    assert!(answer.bytes().await.is_err(), "a body that never came is not whole");
+    // Whether another may cannot be found out, and is told as soon.
+    let (status, ..) = tell(node.get(&path.replace("/open/", "/other/"))).await;
+    assert_eq!(status, 503);
+    origin.set(Mode::Plain);
+    assert_eq!(node.part(&path, "bytes=3145728-3145737").await.2, content[3 * MIB..3 * MIB + 10]);
+}
