@@ -12,6 +12,7 @@ mod error;
 mod health;
 mod renewal;
 mod source;
+mod sources;
 mod whole;
 
 use std::collections::HashMap;
@@ -27,7 +28,8 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::SourceError;
 pub use renewal::CredentialSource;
-use source::{Answer, Ask, Sources};
+use source::{Answer, Ask};
+use sources::Sources;
 pub use whole::WholeBlob;
 
 use crate::config::Config;

@@ -14,7 +14,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
-use super::source::Sources;
+use super::sources::Sources;
 use crate::credentials::Credential;
 
 /// How long the answer may take: behind the question may be a program that asks a cloud.

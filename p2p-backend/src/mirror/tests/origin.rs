@@ -43,6 +43,8 @@ pub(super) enum Mode {
     Silent,
     /// A web page with 200.
     Html,
+    /// Blobs with a Content-Encoding.
+    Encoded,
     /// Every byte of every blob is flipped.
     Lies,
 }
@@ -220,6 +222,9 @@ impl Origin {
             bytes = bytes.iter().map(|byte| !byte).collect();
         }
         answer.headers_mut().insert(CONTENT_TYPE, kind.parse().unwrap());
+        if mode == Mode::Encoded && blob {
+            answer.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
+        }
         if !get {
             answer.headers_mut().insert(CONTENT_LENGTH, bytes.len().into());
             return answer;

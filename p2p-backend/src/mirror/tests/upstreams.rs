@@ -127,6 +127,7 @@ async fn a_registry_that_breaks_off_is_asked_for_the_rest() {
 async fn odd_registries_are_an_error_that_is_not_remembered() {
     for (mode, wanted) in [
         (Mode::WrongRange, 502),
+        (Mode::Encoded, 502),
         (Mode::GetStatus(500), 503),
         (Mode::GetStatus(404), 404),
         (Mode::GetStatus(403), 403),
