@@ -23,6 +23,8 @@ pub struct Blob<'c> {
 pub struct Style {
     /// Owners are left out, so that readers report their own.
     pub repeatable: bool,
+    /// The blob is a raw tar.
+    pub tarfs: bool,
     /// Extended attributes are announced whether there are any or not, as established tools do when they merge.
     pub merged: bool,
 }
@@ -42,13 +44,14 @@ pub fn write(
     let infos: Vec<BlobInfo> = blobs.iter().map(|blob| blob.info.clone()).collect();
     let tables: Vec<ChunkTable> = blobs.iter().map(|blob| ChunkTable::new(blob.chunks.to_vec())).collect();
     let options = write::Options {
+        version: recipe.version,
         chunk_size: recipe.chunk_size,
         compressor: recipe.compressor,
         algorithm: recipe.algorithm,
         explicit_ids: !style.repeatable,
         claim_xattrs: style.merged,
+        tarfs: style.tarfs,
         prefetch: tree.prefetch(prefetch.iter().map(PathBuf::as_path)),
-        ..write::Options::default()
     };
     write::write(tree, &infos, &tables, &options)
 }
@@ -60,11 +63,12 @@ pub fn named(info: BlobInfo, id: BlobId) -> BlobInfo {
 
 /// Numbers the blobs of a tree by their first use and returns the old numbers in the new order.
 ///
-/// `same` maps old numbers to the one that stands for them, for layers that made the same blob. Blobs that
-/// no file uses are not in the result. Files are met as the format visits them: those of a directory, then its directories.
-pub fn number_blobs(tree: &mut Tree, same: &[u16]) -> Vec<u16> {
-    let mut order = Vec::new();
-    let mut new = HashMap::new();
+/// `same` maps old numbers to the one that stands for them, for layers that made the same blob. Those of `first` come
+/// first, used or not; else blobs that no file uses are not in the result. Files are met as the format visits them: those
+/// of a directory, then its directories.
+pub fn number_blobs(tree: &mut Tree, same: &[u16], first: &[u16]) -> Vec<u16> {
+    let mut order = first.to_vec();
+    let mut new: HashMap<u16, u16> = (0..).zip(first).map(|(position, &old)| (old, position)).collect();
     let mut todo = vec![Tree::ROOT];
     while let Some(dir) = todo.pop() {
         let NodeKind::Directory(children) = &tree.node(dir).kind else { continue };

@@ -13,11 +13,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
+use nydus_rafs::{Bootstrap, FormatError, Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 use crate::tar::{Entry, EntryKind, TarError};
 
+pub mod reference;
 pub mod stream;
 
 /// Marks an implied directory in the bootstrap of a single layer, so that a later merge can tell.
@@ -114,6 +115,22 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Takes the tree of a layer's or image's own bootstrap; its files refer to blobs by their place in the image.
+    ///
+    /// # Errors
+    ///
+    /// If the bootstrap is damaged.
+    pub fn of_image<B: AsRef<[u8]>>(image: &Bootstrap<B>) -> Result<Self, FormatError> {
+        let mut layer = Self { tree: Tree::read(image)?, implied: BTreeMap::new(), bodies: HashMap::new() };
+        for id in crate::bootstrap::nodes(&layer.tree) {
+            let node = layer.tree.node_mut(id);
+            if node.xattrs.remove(OsStr::new(IMPLIED_XATTR)).is_some() && matches!(node.kind, NodeKind::Directory(_)) {
+                layer.implied.insert(id, Implied::All);
+            }
+        }
+        Ok(layer)
+    }
+
     /// Marks implied directories, for the layer's own bootstrap.
     pub fn mark_implied(&mut self) {
         for (&id, &how) in &self.implied {

@@ -8,6 +8,7 @@
 
 pub mod bootstrap;
 pub mod chunk_size;
+pub mod dictionary;
 pub mod image;
 pub mod layer;
 pub mod nydusify;
@@ -19,3 +20,4 @@ pub mod prefetch;
 pub mod source;
 pub mod tar;
 pub mod verify;
+mod zran;

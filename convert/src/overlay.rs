@@ -25,7 +25,7 @@ use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 /// The tree of an image, with the origin of each regular file's bytes.
 #[derive(Debug)]
 pub struct Merged {
-    /// The files. Chunk references name blobs by the position of their layer.
+    /// The files. Chunk references name blobs by the position of their layer; those of the dictionary follow the layers.
     pub tree: Tree,
     /// Which body of which layer a regular file with data holds.
     pub bodies: HashMap<NodeId, (usize, BodyId)>,
@@ -62,6 +62,7 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
     let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
     let mut merged = Merged { tree, bodies: HashMap::new() };
     let mut links = HashMap::new();
+    let count = layers.len();
     for (index, mut layer) in layers.into_iter().enumerate() {
         let Stat { mtime, mtime_nsec, .. } = layer.tree.node(Tree::ROOT).stat;
         if (mtime, mtime_nsec) != (0, 0) {
@@ -73,6 +74,7 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
             merged: &mut merged,
             layer: &mut layer,
             index,
+            count,
             names: &names,
             moved: HashMap::new(),
             links: &mut links,
@@ -175,6 +177,8 @@ struct Laying<'m> {
     merged: &'m mut Merged,
     layer: &'m mut Layer,
     index: usize,
+    /// How many layers there are.
+    count: usize,
     /// How many names each node of the layer has in it.
     names: &'m [u32],
     /// Where the nodes of the layer went, so that hard links stay together.
@@ -238,9 +242,9 @@ impl Laying<'_> {
         let xattrs = visible(std::mem::take(&mut from.xattrs));
         let mut kind = std::mem::replace(&mut from.kind, NodeKind::Fifo);
         if let NodeKind::Regular { chunks, .. } = &mut kind {
-            let blob = u16::try_from(self.index).unwrap_or(u16::MAX);
             for chunk in chunks {
-                *chunk = ChunkRef { blob, ..*chunk };
+                let blob = chunk.blob.checked_sub(1).map_or(self.index, |known| self.count + usize::from(known));
+                *chunk = ChunkRef { blob: u16::try_from(blob).unwrap_or(u16::MAX), ..*chunk };
             }
         }
         let new = self.merged.tree.add(Node { stat: from.stat.clone(), xattrs, kind, implied: false });

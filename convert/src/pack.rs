@@ -5,8 +5,9 @@
 //! which it handed them out and appends them to the blob, so the blob does not depend on which worker was quick, is written
 //! forwards only, and no lock is held anywhere while bytes are worked on.
 //!
-//! A chunk whose digest the blob already holds is not stored again. Workers know what was handed out before them
-//! and skip compressing such a chunk; the reading thread has the last word.
+//! A chunk whose digest the blob or a [`Dictionary`] already holds is not stored again. Workers know what was handed out
+//! before them and skip compressing such a chunk; the reading thread has the last word. Small chunks that are to be
+//! packed together are compressed together, by the reading thread.
 //!
 //! Memory: the reading thread waits for the oldest result once [`Packer`] has `depth` chunks under way, so a layer
 //! holds at most `depth` chunks, plain and compressed.
@@ -18,9 +19,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use nydus_rafs::blob::write::{BlobWriter, Form, StoredChunk};
-use nydus_rafs::{Algorithm, ChunkIndex, Codec, Compressor, Digest, codec};
+use nydus_rafs::blob::write::{BlobWriter, Form, Options, StoredChunk};
+use nydus_rafs::tree::ChunkRef;
+use nydus_rafs::{Algorithm, Cipher, Codec, Compressor, Digest, Version, codec};
 
+use crate::dictionary::Dictionary;
 use crate::layer::BodyId;
 
 /// Chunks smaller than this are worked on at once: handing them over would cost as much.
@@ -41,17 +44,64 @@ pub enum PackError {
     /// The pool is gone.
     #[error("the worker threads have stopped")]
     Stopped,
+    /// There is nothing to make a key of.
+    #[error("the system has no random bytes for a key")]
+    Key(#[source] getrandom::Error),
 }
 
 /// How chunks are named and compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
+    /// The version of the format.
+    pub version: Version,
     /// The compressor.
     pub compressor: Compressor,
     /// The digest.
     pub algorithm: Algorithm,
     /// The size of all chunks of a file but the last: a power of two from 4 KiB to 16 MiB.
     pub chunk_size: u32,
+    /// Whether plain addresses are multiples of 4 KiB; those of version 6 always are.
+    pub aligned: bool,
+    /// Below which number of bytes small files are packed together, if at all; version 6 only.
+    pub batch_size: Option<u32>,
+    /// Whether chunks are encrypted; version 6 only.
+    pub encrypt: bool,
+}
+
+impl Default for Recipe {
+    /// What established builders do when they are not told otherwise.
+    fn default() -> Self {
+        Self {
+            version: Version::V6,
+            compressor: Compressor::Zstd,
+            algorithm: Algorithm::Blake3,
+            chunk_size: 1 << 20,
+            aligned: false,
+            batch_size: None,
+            encrypt: false,
+        }
+    }
+}
+
+impl Recipe {
+    /// Returns the options of a blob of this form; one that is encrypted gets a key of its own.
+    fn options(self, form: Form) -> Result<Options, PackError> {
+        let cipher = if self.encrypt { Some(random_cipher().map_err(PackError::Key)?) } else { None };
+        Ok(Options {
+            version: self.version,
+            aligned: self.aligned,
+            batch_size: self.batch_size,
+            cipher,
+            ..Options::new(form, self.compressor, self.algorithm)
+        })
+    }
+}
+
+fn random_cipher() -> Result<Cipher, getrandom::Error> {
+    let mut cipher = Cipher { key: [0; 32], iv: [0; 16] };
+    getrandom::fill(&mut cipher.key)?;
+    getrandom::fill(&mut cipher.iv)?;
+    Ok(cipher)
 }
 
 /// A chunk that was worked on.
@@ -65,16 +115,28 @@ struct Done {
 enum Stored {
     /// As compressed, or as it is where compression does not make it smaller.
     Bytes(Codec, Vec<u8>),
+    /// As it is, to be compressed with others.
+    Small(Vec<u8>),
     /// An earlier chunk of the blob has the same bytes.
     Earlier,
+    /// A blob that exists has them.
+    Known(ChunkRef),
 }
 
 struct Job {
     number: usize,
-    recipe: Recipe,
     plain: Vec<u8>,
-    seen: Arc<Seen>,
+    /// Whether it is to be packed together with others.
+    small: bool,
+    shared: Arc<Shared>,
     reply: SyncSender<Done>,
+}
+
+/// What all jobs of a packer share.
+struct Shared {
+    recipe: Recipe,
+    dictionary: Arc<Dictionary>,
+    seen: Seen,
 }
 
 /// The digests of chunks handed out, each with the lowest number that has it.
@@ -95,19 +157,23 @@ impl Seen {
 }
 
 fn work(job: Job) {
-    let done = process(job.recipe, job.number, job.plain, &job.seen);
+    let done = process(&job.shared, job.number, job.plain, job.small);
     // A packer that failed does not wait for its chunks.
     drop(job.reply.send(done));
 }
 
-fn process(recipe: Recipe, number: usize, plain: Vec<u8>, seen: &Seen) -> Done {
-    let digest = recipe.algorithm.digest(&plain);
+fn process(shared: &Shared, number: usize, plain: Vec<u8>, small: bool) -> Done {
+    let digest = shared.recipe.algorithm.digest(&plain);
     let crc32 = crc32c::crc32c(&plain);
     let plain_len = plain.len();
-    let stored = if seen.is_earlier(digest, number) {
+    let stored = if let Some(place) = shared.dictionary.get(digest, plain_len) {
+        Stored::Known(place)
+    } else if shared.seen.is_earlier(digest, number) {
         Stored::Earlier
+    } else if small {
+        Stored::Small(plain)
     } else {
-        match codec::encode(recipe.compressor, &plain) {
+        match codec::encode(shared.recipe.compressor, &plain) {
             (codec, Cow::Owned(compressed)) => Stored::Bytes(codec, compressed),
             (codec, Cow::Borrowed(_)) => Stored::Bytes(codec, plain),
         }
@@ -174,8 +240,8 @@ impl Drop for Pool {
 /// A file body, packed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Body {
-    /// Its chunks, in the order of the file.
-    pub chunks: Vec<ChunkIndex>,
+    /// Its chunks, in the order of the file; blobs are numbered as [`Dictionary`] says.
+    pub chunks: Vec<ChunkRef>,
     /// The digests of the pieces of the file, taken from the bytes of the layer, folded into one by [`fold`].
     pub digest: Option<Digest>,
 }
@@ -191,14 +257,15 @@ pub fn fold(algorithm: Algorithm, before: Option<Digest>, piece: Digest) -> Dige
 /// Packs the bodies of one layer into one blob.
 pub struct Packer<'p, W> {
     pool: &'p Pool,
-    recipe: Recipe,
+    shared: Arc<Shared>,
     blob: BlobWriter<W>,
-    seen: Arc<Seen>,
-    known: HashMap<Digest, ChunkIndex>,
+    known: HashMap<Digest, ChunkRef>,
     under_way: VecDeque<(BodyId, Pending)>,
     depth: usize,
     handed_out: usize,
     bodies: Vec<Body>,
+    /// Whether the body that was begun last has one chunk.
+    single: bool,
 }
 
 enum Pending {
@@ -208,29 +275,41 @@ enum Pending {
 
 impl<W: std::fmt::Debug> std::fmt::Debug for Packer<'_, W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Packer").field("recipe", &self.recipe).field("blob", &self.blob).finish_non_exhaustive()
+        f.debug_struct("Packer").field("recipe", &self.shared.recipe).field("blob", &self.blob).finish_non_exhaustive()
     }
 }
 
 impl<'p, W: Write> Packer<'p, W> {
-    /// Begins a blob of this form that is written to `out`.
-    pub fn new(pool: &'p Pool, recipe: Recipe, form: Form, out: W) -> Self {
-        Self {
+    /// Begins a blob of this form that is written to `out` and holds nothing that `dictionary` does.
+    ///
+    /// # Errors
+    ///
+    /// If the blob is to be encrypted and there are no random bytes for its key.
+    pub fn new(
+        pool: &'p Pool,
+        recipe: Recipe,
+        dictionary: &Arc<Dictionary>,
+        form: Form,
+        out: W,
+    ) -> Result<Self, PackError> {
+        let shared = Shared { recipe, dictionary: Arc::clone(dictionary), seen: Seen::default() };
+        Ok(Self {
             pool,
-            recipe,
-            blob: BlobWriter::new(out, form, recipe.compressor, recipe.algorithm),
-            seen: Arc::default(),
+            shared: Arc::new(shared),
+            blob: BlobWriter::new(out, recipe.options(form)?),
             known: HashMap::new(),
             under_way: VecDeque::new(),
             depth: pool.threads() + 2,
             handed_out: 0,
             bodies: Vec::new(),
-        }
+            single: false,
+        })
     }
 
-    /// Begins the next body.
-    pub fn begin(&mut self) -> BodyId {
+    /// Begins the next body, of `size` bytes.
+    pub fn begin(&mut self, size: u64) -> BodyId {
         self.bodies.push(Body::default());
+        self.single = size <= u64::from(self.shared.recipe.chunk_size);
         BodyId(self.bodies.len() - 1)
     }
 
@@ -242,11 +321,13 @@ impl<'p, W: Write> Packer<'p, W> {
     pub fn push(&mut self, body: BodyId, plain: Vec<u8>) -> Result<(), PackError> {
         let number = self.handed_out;
         self.handed_out += 1;
+        let batch_size = self.shared.recipe.batch_size.filter(|_| self.single);
+        let small = batch_size.is_some_and(|size| plain.len() < size as usize / 2);
         let pending = if plain.len() <= INLINE {
-            Pending::Ready(process(self.recipe, number, plain, &self.seen))
+            Pending::Ready(process(&self.shared, number, plain, small))
         } else {
             let (reply, result) = sync_channel(1);
-            let job = Job { number, recipe: self.recipe, plain, seen: Arc::clone(&self.seen), reply };
+            let job = Job { number, plain, small, shared: Arc::clone(&self.shared), reply };
             let jobs = self.pool.jobs.as_ref().ok_or(PackError::Stopped)?;
             jobs.send(job).map_err(|_| PackError::Stopped)?;
             Pending::Waiting(result)
@@ -258,15 +339,31 @@ impl<'p, W: Write> Packer<'p, W> {
         Ok(())
     }
 
+    /// Asks that all that was pushed so far be read ahead: version 5 can say so of the first bytes of a blob.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::push`].
+    pub fn mark_read_ahead(&mut self) -> Result<(), PackError> {
+        self.drain()?;
+        self.blob.mark_read_ahead();
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), PackError> {
+        while !self.under_way.is_empty() {
+            self.take_oldest()?;
+        }
+        Ok(())
+    }
+
     /// Writes what is under way and returns the bodies, in the order in which they came, and the blob.
     ///
     /// # Errors
     ///
     /// As [`Self::push`].
     pub fn finish(mut self) -> Result<(Vec<Body>, BlobWriter<W>), PackError> {
-        while !self.under_way.is_empty() {
-            self.take_oldest()?;
-        }
+        self.drain()?;
         Ok((self.bodies, self.blob))
     }
 
@@ -276,32 +373,34 @@ impl<'p, W: Write> Packer<'p, W> {
             Pending::Ready(done) => done,
             Pending::Waiting(done) => done.recv().map_err(|_| PackError::Stopped)?,
         };
-        let index = match self.known.get(&done.digest) {
-            Some(&index) => index,
-            None => self.append(&done)?,
+        let place = match (&done.stored, self.known.get(&done.digest)) {
+            (&Stored::Known(place), _) | (_, Some(&place)) => place,
+            (_, None) => self.append(&done)?,
         };
-        let algorithm = self.recipe.algorithm;
+        let algorithm = self.shared.recipe.algorithm;
         let body = &mut self.bodies[body.0];
-        body.chunks.push(index);
+        body.chunks.push(place);
         body.digest = Some(fold(algorithm, body.digest, done.digest));
         Ok(())
     }
 
-    fn append(&mut self, done: &Done) -> Result<ChunkIndex, PackError> {
-        let Stored::Bytes(codec, bytes) = &done.stored else {
-            unreachable!("a chunk is called a repetition only of one handed out, and so appended, before it")
-        };
-        let chunk = StoredChunk {
-            digest: done.digest,
-            crc32: Some(done.crc32),
-            plain_len: u32::try_from(done.plain_len).expect("at most 16 MiB"),
-            codec: *codec,
-            bytes,
-        };
+    fn append(&mut self, done: &Done) -> Result<ChunkRef, PackError> {
         let number = self.blob.chunks().len();
-        let index = self.blob.append(chunk).map_err(|source| PackError::Write { chunk: number, source })?;
-        self.known.insert(done.digest, index);
-        Ok(index)
+        let crc32 = Some(done.crc32);
+        let appended = match &done.stored {
+            Stored::Bytes(codec, bytes) => {
+                let plain_len = u32::try_from(done.plain_len).expect("at most 16 MiB");
+                self.blob.append(StoredChunk { digest: done.digest, crc32, plain_len, codec: *codec, bytes })
+            }
+            Stored::Small(plain) => self.blob.append_small(done.digest, crc32, plain),
+            Stored::Earlier | Stored::Known(_) => {
+                unreachable!("a chunk is called a repetition only of one handed out, and so appended, before it")
+            }
+        };
+        let chunk = appended.map_err(|source| PackError::Write { chunk: number, source })?;
+        let place = ChunkRef { blob: 0, chunk };
+        self.known.insert(done.digest, place);
+        Ok(place)
     }
 }
 

@@ -192,6 +192,39 @@ impl<R: Read> Archive<R> {
         Ok(())
     }
 
+    /// Returns the underlying reader; what is read from it by others is missing here.
+    pub(crate) fn input_mut(&mut self) -> &mut R {
+        &mut self.input.inner
+    }
+
+    /// Returns whether the bytes of the current entry lie in the archive as they are, without holes.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.body.as_ref().is_none_or(Expander::is_whole)
+    }
+
+    /// Fills `into` with bytes of the current entry.
+    pub(crate) fn read_body_exact(&mut self, into: &mut [u8]) -> Result<(), TarError> {
+        let mut filled = 0;
+        while filled < into.len() {
+            match self.read_body(&mut into[filled..])? {
+                0 => return Err(TarError::Truncated { at: self.position(), what: "a sparse file" }),
+                read => filled += read,
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes over `len` bytes of the current entry, which must be whole.
+    pub(crate) fn skip_part(&mut self, mut len: u64) -> Result<(), TarError> {
+        let mut sink = [0; 16 * 1024];
+        while len > 0 {
+            let part = usize::try_from(len).unwrap_or(usize::MAX).min(sink.len());
+            self.read_body_exact(&mut sink[..part])?;
+            len -= part as u64;
+        }
+        Ok(())
+    }
+
     /// Gives the underlying reader back.
     pub fn into_inner(self) -> R {
         self.input.inner

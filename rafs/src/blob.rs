@@ -9,6 +9,7 @@
 //! The order lets a builder write strictly forward: each section is known only when those before it are
 //! written, and a tar header *after* each section tells its size. A reader therefore begins at the end.
 
+mod batch;
 pub mod format;
 pub mod section;
 pub mod table;

@@ -29,6 +29,20 @@ impl std::fmt::Debug for Cipher {
 }
 
 impl Cipher {
+    /// Encrypts one piece; one of less than 16 bytes becomes one of 18.
+    pub fn encrypt(&self, plain: &[u8]) -> Vec<u8> {
+        let mut stored = plain.to_vec();
+        if plain.len() < 16 {
+            // Less than 16: the number of bytes to fill up fits into one of them.
+            stored.resize(16, (16 - plain.len()) as u8);
+            stored.extend_from_slice(&MARK);
+        }
+        let half =
+            |range: std::ops::Range<usize>| Aes128::new_from_slice(&self.key[range]).expect("a key has 16 bytes");
+        Xts128::new(half(0..16), half(16..32)).encrypt_sector(&mut stored, self.iv.into());
+        stored
+    }
+
     /// Decrypts one piece.
     pub fn decrypt(&self, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
         if stored.len() < 16 {
@@ -52,23 +66,12 @@ impl Cipher {
 mod tests {
     use super::*;
 
-    fn encrypt(cipher: &Cipher, plain: &[u8]) -> Vec<u8> {
-        let mut stored = plain.to_vec();
-        if plain.len() < 16 {
-            stored.resize(16, (16 - plain.len()) as u8);
-            stored.extend_from_slice(&MARK);
-        }
-        let half = |range: std::ops::Range<usize>| Aes128::new_from_slice(&cipher.key[range]).expect("16 bytes");
-        Xts128::new(half(0..16), half(16..32)).encrypt_sector(&mut stored, cipher.iv.into());
-        stored
-    }
-
     #[test]
     fn pieces_of_any_length_are_decrypted() {
         let cipher = Cipher { key: std::array::from_fn(|at| at as u8), iv: [7; 16] };
         for len in (1..70).chain([4096, 5000]) {
             let plain: Vec<u8> = (0..len).map(|at| at as u8).collect();
-            assert_eq!(cipher.decrypt(&encrypt(&cipher, &plain)).expect("long enough"), plain, "{len} bytes");
+            assert_eq!(cipher.decrypt(&cipher.encrypt(&plain)).expect("long enough"), plain, "{len} bytes");
         }
         assert!(cipher.decrypt(&[0; 15]).is_err());
     }

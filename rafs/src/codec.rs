@@ -88,7 +88,15 @@ pub fn decode(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u8>, 
 ///
 /// gzip is only ever read; asked for, it stores the bytes as they are.
 pub fn encode(compressor: Compressor, plain: &[u8]) -> (Codec, Cow<'_, [u8]>) {
-    let stored = match compressor {
+    match compress(compressor, plain) {
+        Some(stored) if stored.len() < plain.len() => (compressor.codec(), Cow::Owned(stored)),
+        _ => (Codec::Plain, Cow::Borrowed(plain)),
+    }
+}
+
+/// Compresses `plain` whether that makes it smaller or not; `None` where there is nothing to compress with.
+pub(crate) fn compress(compressor: Compressor, plain: &[u8]) -> Option<Vec<u8>> {
+    match compressor {
         Compressor::None | Compressor::Gzip => None,
         Compressor::Lz4Block => lz4::block::compress(plain, None, false).ok(),
         Compressor::Zstd => COMPRESS.with_borrow_mut(|slot| {
@@ -98,10 +106,6 @@ pub fn encode(compressor: Compressor, plain: &[u8]) -> (Codec, Cow<'_, [u8]>) {
             };
             context.compress(plain).ok()
         }),
-    };
-    match stored {
-        Some(stored) if stored.len() < plain.len() => (compressor.codec(), Cow::Owned(stored)),
-        _ => (Codec::Plain, Cow::Borrowed(plain)),
     }
 }
 

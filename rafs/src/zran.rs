@@ -178,7 +178,7 @@ mod tests {
             lead.push(0, 7);
             let first = (begin / 8) as usize;
             let (byte, stored) = if bits == 0 { (0, &lead.bytes[first..]) } else { (lead.bytes[first], &lead.bytes[first + 1..]) };
-            let point = Point { stored: 0..stored.len() as u64, plain_size: text.len() as u32, dictionary, byte, bits };
+            let point = Point { stored: 0..stored.len() as u64, plain_at: 0, plain_size: text.len() as u32, dictionary, byte, bits };
             prop_assert_eq!(inflate(&point, stored).expect("own bits"), text);
         }
 
@@ -187,7 +187,7 @@ mod tests {
             stored in prop::collection::vec(any::<u8>(), 0..300),
             (plain_size, byte, bits) in (0u32..600, any::<u8>(), 0u8..8),
         ) {
-            let point = Point { stored: 0..stored.len() as u64, plain_size, dictionary: vec![1; 9], byte, bits };
+            let point = Point { stored: 0..stored.len() as u64, plain_at: 0, plain_size, dictionary: vec![1; 9], byte, bits };
             if let Ok(plain) = inflate(&point, &stored) {
                 prop_assert_eq!(plain.len(), plain_size as usize);
             }
@@ -204,7 +204,14 @@ mod tests {
         };
         let stream = [member(b"one "), member(b"two "), member(b""), member(b"three")].concat();
         let deflate = after_header(&stream).expect("a header");
-        let point = Point { stored: 0..deflate.len() as u64, plain_size: 13, dictionary: Vec::new(), byte: 0, bits: 0 };
+        let point = Point {
+            stored: 0..deflate.len() as u64,
+            plain_at: 0,
+            plain_size: 13,
+            dictionary: Vec::new(),
+            byte: 0,
+            bits: 0,
+        };
         assert_eq!(inflate(&point, deflate).expect("sound"), b"one two three");
         let longer = Point { plain_size: 14, ..point };
         assert!(inflate(&longer, deflate).is_err());

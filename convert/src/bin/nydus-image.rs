@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use nydus_convert::chunk_size::ChunkSize;
+use nydus_convert::chunk_size::{BatchSize, ChunkSize};
 use nydus_convert::image::create::{self, BlobPlace, BootstrapPlace, Source};
 use nydus_convert::image::merge::{self, Incompatible};
 use nydus_convert::image::report::Report;
@@ -14,7 +14,7 @@ use nydus_convert::image::{check, report};
 use nydus_convert::pack::Recipe;
 use nydus_convert::prefetch;
 use nydus_convert::source::directory::Whiteouts;
-use nydus_rafs::{Algorithm, BlobId, Compressor};
+use nydus_rafs::{Algorithm, BlobId, Compressor, Version};
 
 /// Build, merge and check RAFS images
 #[derive(Debug, Parser)]
@@ -141,7 +141,7 @@ struct Create {
     /// Size of chunks, a power of two from 0x1000 to 0x1000000
     #[arg(long)]
     chunk_size: Option<String>,
-    /// Size up to which small chunks are packed together, or zero (only zero is supported yet)
+    /// Size below which small files are packed together, a power of two from 0x1000 to the chunk size, or zero
     #[arg(long, default_value = "0")]
     batch_size: String,
     /// How chunks are compressed
@@ -153,16 +153,16 @@ struct Create {
     /// Configuration of a storage backend
     #[arg(short = 'C', long)]
     config: Option<PathBuf>,
-    /// RAFS version (only 6 is supported yet)
+    /// RAFS version
     #[arg(short = 'v', long, default_value = "6", value_parser = ["5", "6"])]
     fs_version: String,
     /// Optional features
     #[arg(long, value_delimiter = ',', value_parser = ["blob-toc"])]
     features: Vec<String>,
-    /// Chunk dictionary (not supported yet)
+    /// Bootstrap of an image whose chunks need not be stored again (`PATH` or `bootstrap=PATH`)
     #[arg(long)]
     chunk_dict: Option<String>,
-    /// Bootstrap of a lower layer (not supported yet)
+    /// Bootstrap of a lower layer
     #[arg(long)]
     parent_bootstrap: Option<PathBuf>,
     /// Align chunks to 4 KiB; version 6 always does
@@ -182,10 +182,10 @@ struct Create {
     /// File for the result, as JSON
     #[arg(short = 'J', long)]
     output_json: Option<PathBuf>,
-    /// Encrypt chunks and chunk table (not supported yet)
+    /// Encrypt chunks and chunk table (version 6)
     #[arg(short = 'E', long)]
     encrypt: bool,
-    /// Directory for ready-made cache files (not supported yet)
+    /// Directory for ready-made cache files
     #[arg(long, conflicts_with_all = ["blob_inline_meta", "blob", "blob_dir"])]
     blob_cache_dir: Option<PathBuf>,
     /// File of attributes by path (not supported yet)
@@ -198,7 +198,7 @@ struct Merge {
     /// Bootstraps, lowest layer first
     #[arg(value_name = "SOURCE", required = true)]
     sources: Vec<PathBuf>,
-    /// Bootstrap of a lower image (not supported yet)
+    /// Bootstrap of a lower image
     #[arg(long)]
     parent_bootstrap: Option<PathBuf>,
     /// File for the merged bootstrap
@@ -207,7 +207,7 @@ struct Merge {
     /// Directory for the merged bootstrap if it has no file
     #[arg(short = 'D', long)]
     blob_dir: Option<PathBuf>,
-    /// Chunk dictionary (not supported yet)
+    /// Bootstrap of an image whose chunks need not be stored again (`PATH` or `bootstrap=PATH`)
     #[arg(long)]
     chunk_dict: Option<String>,
     /// What is made of the prefetch patterns on standard input
@@ -347,17 +347,89 @@ fn first<'f>(flags: impl IntoIterator<Item = (&'f str, bool)>) -> anyhow::Result
     }
 }
 
+/// Returns the file that `--chunk-dict` names.
+fn dictionary(flag: Option<String>) -> anyhow::Result<Option<PathBuf>> {
+    match flag.as_deref().map(|flag| flag.split_once('=').unwrap_or(("bootstrap", flag))) {
+        None => Ok(None),
+        Some(("bootstrap", path)) => Ok(Some(path.into())),
+        Some((kind, _)) => bail!("invalid chunk dictionary type: {kind} (bootstrap=PATH is wanted)"),
+    }
+}
+
+fn recipe(flags: &Create, source: Source) -> anyhow::Result<Recipe> {
+    let chunk_size: ChunkSize = flags.chunk_size.as_deref().map_or(Ok(ChunkSize::DEFAULT), str::parse)?;
+    let batch_size: BatchSize = flags.batch_size.parse()?;
+    let mut recipe = Recipe {
+        version: if flags.fs_version == "5" { Version::V5 } else { Version::V6 },
+        compressor: match flags.compressor {
+            Compression::None => Compressor::None,
+            Compression::Lz4Block => Compressor::Lz4Block,
+            Compression::Zstd => Compressor::Zstd,
+        },
+        algorithm: match flags.digester {
+            Digester::Blake3 => Algorithm::Blake3,
+            Digester::Sha256 => Algorithm::Sha256,
+        },
+        chunk_size: chunk_size.bytes(),
+        aligned: flags.aligned_chunk,
+        batch_size: batch_size.bytes(),
+        encrypt: flags.encrypt,
+    };
+    if flags.blob_cache_dir.is_some() {
+        recipe.compressor = Compressor::None;
+    }
+    let packed = matches!(source, Source::Directory(_) | Source::Tar);
+    if !packed {
+        // The layer is what it is; the flags that say so otherwise are taken and change nothing, as always.
+        recipe.compressor = if source == Source::Reference { Compressor::Gzip } else { Compressor::None };
+        recipe.algorithm = Algorithm::Sha256;
+    }
+    let refused = [
+        (!packed && recipe.version == Version::V5, "--fs-version 5 cannot describe an original layer: version 6 can"),
+        (!packed && recipe.encrypt, "--encrypt needs a blob of its own: the original layer stays as it is"),
+        (
+            recipe.batch_size.is_some() && !packed,
+            "--batch-size needs a blob of its own: the original layer stays as it is",
+        ),
+        (recipe.batch_size.is_some() && recipe.version == Version::V5, "--batch-size needs --fs-version 6"),
+        (recipe.encrypt && recipe.version == Version::V5, "--encrypt needs --fs-version 6"),
+        (
+            recipe.batch_size.is_some_and(|size| size > recipe.chunk_size),
+            "--batch-size is larger than --chunk-size: at most that size is wanted",
+        ),
+        (
+            (recipe.batch_size.is_some() || recipe.encrypt || source == Source::Reference)
+                && recipe.chunk_size > 8 << 20,
+            "--chunk-size has 0x800000 at most with --batch-size, --encrypt and original layers: their tables have no room for more",
+        ),
+        (!flags.features.is_empty() && recipe.version == Version::V5, "--features blob-toc needs --fs-version 6"),
+        (
+            flags.blob_cache_dir.is_some()
+                && (recipe.encrypt || recipe.batch_size.is_some() || !packed || recipe.version == Version::V5),
+            "--blob-cache-dir holds plain chunks of version 6: it does not go with --encrypt, --batch-size or original layers",
+        ),
+        (!packed && flags.prefetch_policy == PrefetchPolicy::Blob, "--prefetch-policy blob needs a blob of its own"),
+        (
+            !packed && (flags.chunk_dict.is_some() || flags.parent_bootstrap.is_some()),
+            "--chunk-dict and --parent-bootstrap need a blob of its own: the original layer stays as it is",
+        ),
+        (!packed && flags.blob_id.is_some(), "--blob-id names no original layer: its digest does"),
+        (
+            source == Source::RawTar && (flags.blob_inline_meta || !flags.features.is_empty() || flags.blob.is_some()),
+            "--type tar-tarfs makes no blob: --blob, --blob-inline-meta and --features do not go with it",
+        ),
+    ];
+    match refused.into_iter().find(|&(refused, _)| refused) {
+        Some((_, why)) => bail!("{why}"),
+        None => Ok(recipe),
+    }
+}
+
 fn create(flags: Create) -> anyhow::Result<()> {
     first([
-        ("--fs-version 5", flags.fs_version == "5"),
         ("--external-blob", flags.external_blob.is_some()),
         ("--blob-data-size", flags.blob_data_size.is_some()),
         ("--blob-offset", flags.blob_offset != "0"),
-        ("--batch-size", !matches!(flags.batch_size.as_str(), "0" | "0x0")),
-        ("--chunk-dict", flags.chunk_dict.is_some()),
-        ("--parent-bootstrap", flags.parent_bootstrap.is_some()),
-        ("--encrypt", flags.encrypt),
-        ("--blob-cache-dir", flags.blob_cache_dir.is_some()),
         ("--attributes", flags.attributes.is_some()),
     ])?;
     let source = match flags.kind {
@@ -367,28 +439,29 @@ fn create(flags: Create) -> anyhow::Result<()> {
             WhiteoutSpec::None => Whiteouts::None,
         }),
         Kind::TarRafs | Kind::TargzRafs | Kind::EstargzRafs => Source::Tar,
-        Kind::EstargzRef | Kind::EstargztocRef | Kind::TarTarfs | Kind::TargzRef | Kind::StargzIndex => {
+        Kind::TargzRef | Kind::EstargzRef => Source::Reference,
+        Kind::TarTarfs => Source::RawTar,
+        Kind::EstargztocRef | Kind::StargzIndex => {
             let kind = flags.kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
             bail!("--type {kind} is not supported yet")
         }
     };
-    let chunk_size = match flags.chunk_size.as_deref() {
-        Some(text) => text.parse()?,
-        None => ChunkSize::DEFAULT,
-    };
+    let recipe = recipe(&flags, source)?;
     let prefetch = patterns(flags.prefetch_policy)?;
     let bootstrap = match (flags.bootstrap, flags.blob_inline_meta) {
         (_, true) => BootstrapPlace::Inline,
         (Some(path), false) => BootstrapPlace::File(path),
         (None, false) => BootstrapPlace::Directory,
     };
-    let blob = match (flags.blob, flags.blob_dir) {
-        (Some(path), _) => BlobPlace::File(path),
-        (None, Some(dir)) => BlobPlace::Directory(dir),
-        (None, None) if bootstrap == BootstrapPlace::Inline => {
+    let blob = match (flags.blob, flags.blob_dir, flags.blob_cache_dir) {
+        (_, _, Some(dir)) => BlobPlace::Cache(dir),
+        (Some(path), _, _) => BlobPlace::File(path),
+        (None, Some(dir), _) => BlobPlace::Directory(dir),
+        (None, None, _) if bootstrap == BootstrapPlace::Inline => {
             bail!("--blob or --blob-dir is needed with --blob-inline-meta")
         }
-        (None, None) => bail!("--blob or --blob-dir is needed"),
+        (None, None, _) if source == Source::RawTar => BlobPlace::Nowhere,
+        (None, None, _) => bail!("--blob or --blob-dir is needed"),
     };
     let request = create::Request {
         source,
@@ -397,21 +470,16 @@ fn create(flags: Create) -> anyhow::Result<()> {
         bootstrap,
         toc: !flags.features.is_empty(),
         blob_id: flags.blob_id,
-        recipe: Recipe {
-            compressor: match flags.compressor {
-                Compression::None => Compressor::None,
-                Compression::Lz4Block => Compressor::Lz4Block,
-                Compression::Zstd => Compressor::Zstd,
-            },
-            algorithm: match flags.digester {
-                Digester::Blake3 => Algorithm::Blake3,
-                Digester::Sha256 => Algorithm::Sha256,
-            },
-            chunk_size: chunk_size.bytes(),
-        },
+        recipe,
         prefetch,
-        prefetch_table: flags.prefetch_policy == PrefetchPolicy::Fs,
+        prefetch_policy: match flags.prefetch_policy {
+            PrefetchPolicy::Fs => create::PrefetchPolicy::Table,
+            PrefetchPolicy::Blob => create::PrefetchPolicy::ReadAhead,
+            PrefetchPolicy::None => create::PrefetchPolicy::None,
+        },
         repeatable: flags.repeatable,
+        parent: flags.parent_bootstrap,
+        dictionary: dictionary(flags.chunk_dict)?,
     };
     let report = create::create(&request)?;
     report.save(flags.output_json.as_ref())?;
@@ -420,7 +488,6 @@ fn create(flags: Create) -> anyhow::Result<()> {
 }
 
 fn merge(flags: Merge) -> anyhow::Result<()> {
-    first([("--parent-bootstrap", flags.parent_bootstrap.is_some()), ("--chunk-dict", flags.chunk_dict.is_some())])?;
     let prefetch = patterns(flags.prefetch_policy)?;
     let report = merge::merge(&merge::Request {
         sources: flags.sources,
@@ -432,6 +499,8 @@ fn merge(flags: Merge) -> anyhow::Result<()> {
         blob_sizes: flags.blob_sizes,
         toc_digests: flags.blob_toc_digests,
         toc_sizes: flags.blob_toc_sizes,
+        parent: flags.parent_bootstrap,
+        dictionary: dictionary(flags.chunk_dict)?,
     })?;
     report.save(flags.output_json.as_ref())?;
     say(&report);

@@ -5,33 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use nydus_rafs::blob::{format::features, section};
-use nydus_rafs::{BlobId, BlobInfo, Bootstrap, Compressor, Tree};
+use nydus_rafs::blob::format::features;
+use nydus_rafs::{BlobId, BlobInfo, Compressor, Tree, Version};
 
+use super::open;
 use super::report::{Report, Trace};
-
-/// Reads the bootstrap at `path`, or that at the end of the blob at `path`.
-///
-/// # Errors
-///
-/// If there is none, or it is damaged.
-pub fn open(path: &Path) -> anyhow::Result<Bootstrap<Vec<u8>>> {
-    let context = || format!("reading {}", path.display());
-    let bytes = std::fs::read(path).with_context(context)?;
-    let inline = section::read_bootstrap(&mut std::io::Cursor::new(&bytes));
-    let mut image = match inline {
-        Ok(boot) => Bootstrap::open(boot),
-        Err(section::SectionError::Missing(_)) => Bootstrap::open(bytes),
-        Err(error) => return Err(error).with_context(context),
-    }
-    .with_context(context)?;
-    // A bootstrap inside its blob is named by the blob's file.
-    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next());
-    if let Some(id) = name.and_then(|name| name.parse::<BlobId>().ok()) {
-        image.name_inlined_blob(&id);
-    }
-    Ok(image)
-}
 
 /// Checks a bootstrap: every inode, name and chunk list is read. Prints what it refers to.
 ///
@@ -56,8 +34,9 @@ pub fn check(path: &Path, verbose: bool, out: &mut impl Write, json: Option<&Pat
         writeln!(out, "{}", line(index, blob, image.chunk_size()))?;
     }
     let ids: Vec<BlobId> = image.blobs().iter().map(|blob| blob.id.clone()).collect();
+    let version = Version::from_number(image.version()).unwrap_or_default();
     let compressor = if image.blobs().is_empty() { Compressor::Zstd } else { image.flags().compressor() };
-    Report::new(Some(path), &ids, image.version(), compressor, trace).save_compact(json)
+    Report::new(Some(path), &ids, version, compressor, trace).save_compact(json)
 }
 
 fn print_tree(tree: &Tree, out: &mut impl Write) -> std::io::Result<()> {

@@ -1,19 +1,25 @@
 //! `nydus-image create`: a directory or tar to a blob and a bootstrap.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use nydus_rafs::blob::write::{BlobWriter, Form};
-use nydus_rafs::{Algorithm, BlobId, BlobInfo};
+use nydus_rafs::blob::write::{Finished, Form, Sealed};
+use nydus_rafs::{Algorithm, BlobId, BlobInfo, Bootstrap, Chunk, NodeKind, Tree};
 
+pub use super::output::{BlobPlace, BootstrapPlace};
+use super::output::{Output, keep_blob, open_blob, write_whole};
 use super::report::{Report, Trace};
+use super::{cache, open};
 use crate::bootstrap::{self, Blob, Style};
+use crate::dictionary::Dictionary;
 use crate::layer::stream::{self, Packing};
-use crate::layer::{Layer, Rules};
-use crate::pack::{Body, Packer, Pool, Recipe};
+use crate::layer::{Layer, Rules, reference};
+use crate::overlay;
+use crate::pack::{Packer, Pool, Recipe};
 use crate::source::directory::{self, Whiteouts};
 
 /// What to make an image from.
@@ -23,28 +29,22 @@ pub enum Source {
     Directory(Whiteouts),
     /// A tar, compressed or not.
     Tar,
+    /// A tar or gzip stream whose files stay where they are; what is made is a chunk table.
+    Reference,
+    /// A tar that is mounted as it is.
+    RawTar,
 }
 
-/// Where the bootstrap goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BootstrapPlace {
-    /// Into the blob.
-    Inline,
-    /// Into this file.
-    File(PathBuf),
-    /// Into the directory of the blobs, named by its digest.
-    Directory,
-}
-
-/// Where the blob goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BlobPlace {
-    /// Into this file, which may be a pipe.
-    File(PathBuf),
-    /// Into this directory, named by its id.
-    Directory(PathBuf),
-    /// Nowhere: only its table and digests matter.
-    Nowhere,
+/// What is made of the patterns of files that are needed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PrefetchPolicy {
+    /// Nothing.
+    #[default]
+    None,
+    /// They come first in the blob, and the bootstrap lists them.
+    Table,
+    /// They come first in the blob, and the bootstrap tells how far to read ahead (version 5 only).
+    ReadAhead,
 }
 
 /// What to make, and how.
@@ -66,10 +66,14 @@ pub struct Request {
     pub recipe: Recipe,
     /// What is fetched first.
     pub prefetch: Vec<PathBuf>,
-    /// Whether that is written into the bootstrap.
-    pub prefetch_table: bool,
+    /// What is made of that.
+    pub prefetch_policy: PrefetchPolicy,
     /// Whether owners are left out.
     pub repeatable: bool,
+    /// The bootstrap of the image on which the source is laid.
+    pub parent: Option<PathBuf>,
+    /// The bootstrap of an image whose chunks need not be stored again.
+    pub dictionary: Option<PathBuf>,
 }
 
 impl Request {
@@ -83,6 +87,21 @@ impl Request {
     }
 }
 
+/// The image below, as a layer.
+struct Parent {
+    layer: Layer,
+    /// How many blobs it has; they are the first of the dictionary.
+    blobs: usize,
+}
+
+/// A blob whose chunks are complete, and the tree of its files.
+struct Packed<W> {
+    layer: Layer,
+    sealed: Option<Sealed<W>>,
+    info: Option<BlobInfo>,
+    chunks: Vec<Chunk>,
+}
+
 /// Makes an image.
 ///
 /// # Errors
@@ -91,30 +110,62 @@ impl Request {
 pub fn create(request: &Request) -> anyhow::Result<Report> {
     let begun = Instant::now();
     let mut trace = Trace::default();
+    let mut dictionary = Dictionary::default();
+    let parent = request.parent.as_deref().map(|path| parent(path, &mut dictionary, request.recipe)).transpose()?;
+    if let Some(path) = &request.dictionary {
+        let image = open(path)?;
+        let context = || format!("using {} as a chunk dictionary", path.display());
+        dictionary.add(&image, request.recipe).with_context(context)?;
+    }
+    let dictionary = Arc::new(dictionary);
     let (out, place) = open_blob(&request.blob)?;
-    let pool = Pool::for_this_machine().context("starting worker threads")?;
-    let packer = Packer::new(&pool, request.recipe, request.form(), BufWriter::with_capacity(256 << 10, out));
-    let (mut layer, _, blob) = read(request, packer)?;
-    layer.mark_implied();
+    let Packed { layer, sealed, info, chunks } =
+        read(request, &dictionary, parent.is_none(), BufWriter::with_capacity(256 << 10, out))?;
     trace.took("build_tree", begun.elapsed());
 
     let writing = Instant::now();
-    let sealed = blob.seal().context("writing the blob")?;
-    let id = request.blob_id.clone().unwrap_or_else(|| sealed.builder_id().into());
     let inline = request.bootstrap == BootstrapPlace::Inline;
-    let info =
-        sealed.info().map(|info| if inline { info.clone() } else { BlobInfo { id: id.clone(), ..info.clone() } });
-    let chunks = sealed.chunks().to_vec();
-    let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
-    let prefetch: &[PathBuf] = if request.prefetch_table { &request.prefetch } else { &[] };
-    let style = Style { repeatable: request.repeatable, merged: false };
-    let boot = bootstrap::write(&layer.tree, &blobs, request.recipe, prefetch, style)?;
+    let (tree, used) = lay(layer, parent, &dictionary)?;
+    let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: &chunks });
+    let mut blobs = Vec::new();
+    for number in used {
+        blobs.push(match number.checked_sub(1) {
+            None => own.clone().context("a file refers to a blob without data")?,
+            Some(known) => {
+                let known = &dictionary.blobs()[usize::from(known)];
+                Blob { info: known.info.clone(), chunks: &known.chunks }
+            }
+        });
+    }
+    let prefetch = if request.prefetch_policy == PrefetchPolicy::Table { &request.prefetch[..] } else { &[] };
+    let tarfs = request.source == Source::RawTar;
+    let style = Style { repeatable: request.repeatable, tarfs, merged: false };
+    let boot = bootstrap::write(&tree, &blobs, request.recipe, prefetch, style)?;
     trace.took("dump_bootstrap", writing.elapsed());
-    let finished = sealed.finish(&boot).context("writing the blob")?;
-    let id = if inline { finished.builder_id.into() } else { id };
-    let out = finished.out.into_inner().map_err(io::IntoInnerError::into_error).context("writing the blob")?;
-    let wrote = finished.size > 0;
-    keep_blob(out, place, &id, wrote)?;
+
+    let mut ids: Vec<BlobId> = blobs.iter().map(|blob| blob.info.id.clone()).collect();
+    if let Some(sealed) = sealed {
+        let Finished { out, size, builder_id, .. } = sealed.finish(&boot).context("writing the blob")?;
+        let out = out.into_inner().map_err(io::IntoInnerError::into_error).context("writing the blob")?;
+        // A bootstrap inside the blob could not know the blob's name, nor that of the object with the chunk table.
+        let name = if request.source == Source::Reference || inline || info.is_none() {
+            builder_id.into()
+        } else {
+            info.as_ref().map_or_else(|| builder_id.into(), |info| info.id.clone())
+        };
+        for id in &mut ids {
+            if id.as_str() == BlobInfo::PLACEHOLDER {
+                *id = BlobId::clone(&name);
+            }
+        }
+        if let (BlobPlace::Cache(dir), Output::Named(file)) = (&request.blob, &out) {
+            if let Some(info) = &info {
+                cache::keep(dir, file, info, &chunks)?;
+            }
+        } else {
+            keep_blob(out, place, &name, size > 0)?;
+        }
+    }
     let bootstrap_path = match &request.bootstrap {
         BootstrapPlace::Inline => None,
         BootstrapPlace::File(path) => Some(path.clone()),
@@ -131,89 +182,96 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     trace.took("total_build", begun.elapsed());
     let size: u64 = chunks.iter().map(|chunk| chunk.plain.end - chunk.plain.start).sum();
     trace.registered_events.insert("blob_uncompressed_size", size.into());
-    let blobs: Vec<BlobId> = info.map(|_| id).into_iter().collect();
-    Ok(Report::new(bootstrap_path.as_deref(), &blobs, 6, request.recipe.compressor, trace))
+    Ok(Report::new(bootstrap_path.as_deref(), &ids, request.recipe.version, request.recipe.compressor, trace))
 }
 
-fn read<W: Write>(request: &Request, packer: Packer<'_, W>) -> anyhow::Result<(Layer, Vec<Body>, BlobWriter<W>)> {
-    let chunk_size = request.recipe.chunk_size;
-    let path = &request.path;
+/// Reads the image below, and adds its blobs to the dictionary.
+fn parent(path: &Path, dictionary: &mut Dictionary, recipe: Recipe) -> anyhow::Result<Parent> {
+    let image: Bootstrap<Vec<u8>> = open(path)?;
+    let context = || format!("using {} as parent", path.display());
+    dictionary.add(&image, recipe).with_context(context)?;
+    let mut layer = Layer::of_image(&image).with_context(context)?;
+    for id in bootstrap::nodes(&layer.tree) {
+        if let NodeKind::Regular { chunks, .. } = &mut layer.tree.node_mut(id).kind {
+            chunks.iter_mut().for_each(|chunk| chunk.blob += 1);
+        }
+    }
+    Ok(Parent { layer, blobs: image.blobs().len() })
+}
+
+/// Lays the new layer on its parent, if it has one, and numbers the blobs that files use.
+///
+/// Returns the tree and, in their order, the blobs as bodies number them.
+fn lay(mut layer: Layer, parent: Option<Parent>, dictionary: &Dictionary) -> anyhow::Result<(Tree, Vec<u16>)> {
+    let known = u16::try_from(dictionary.blobs().len()).context("too many blobs")?;
+    let Some(parent) = parent else {
+        layer.mark_implied();
+        let same: Vec<u16> = (0..=known).collect();
+        let order = bootstrap::number_blobs(&mut layer.tree, &same, &[]);
+        return Ok((layer.tree, order));
+    };
+    let root = layer.tree.node(Tree::ROOT);
+    let listed = (!root.implied).then(|| (root.stat.clone(), root.xattrs.clone()));
+    let below = parent.layer.tree.node(Tree::ROOT);
+    let (stat, xattrs) = listed.unwrap_or_else(|| (below.stat.clone(), below.xattrs.clone()));
+    let mut tree = overlay::merge(vec![parent.layer, layer])?.tree;
+    let root = tree.node_mut(Tree::ROOT);
+    (root.stat, root.xattrs) = (stat, xattrs);
+    // Two layers, the second of which has the own blob; the dictionary's follow.
+    let same: Vec<u16> = (0..known + 2).collect();
+    let first: Vec<u16> = (2..).take(parent.blobs).collect();
+    let order = bootstrap::number_blobs(&mut tree, &same, &first);
+    Ok((tree, order.into_iter().map(|number| number - 1).collect()))
+}
+
+fn read<W: Write>(request: &Request, dictionary: &Arc<Dictionary>, lowest: bool, out: W) -> anyhow::Result<Packed<W>> {
+    let (path, chunk_size) = (&request.path, request.recipe.chunk_size);
+    let context = || format!("reading {}", path.display());
+    let open = || File::open(path).with_context(|| format!("opening {}", path.display()));
     match request.source {
-        Source::Directory(whiteouts) => Ok(directory::pack(path, whiteouts, &request.prefetch, chunk_size, packer)?),
-        Source::Tar => {
-            let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-            let mut input = BufReader::with_capacity(256 << 10, file);
-            let packing = Packing::of(input.fill_buf().with_context(|| format!("reading {}", path.display()))?);
-            let tar = packing.open(input).context("opening the archive")?;
-            stream::pack_tar(tar, Rules::Alone, chunk_size, packer)
-                .with_context(|| format!("unpacking {}", path.display()))
+        Source::Reference => {
+            let referred = reference::read(open()?, Rules::Alone, chunk_size).with_context(context)?;
+            let sealed = Sealed::reference(out, request.form(), referred.reference).context("writing the blob")?;
+            let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
+            let info = info.map(|info| match info.meta_size {
+                0 => info,
+                _ => BlobInfo { meta_digest: sealed.builder_id(), ..info },
+            });
+            Ok(Packed { layer: referred.layer, sealed: Some(sealed), info, chunks })
+        }
+        Source::RawTar => {
+            let raw = reference::read_raw(open()?, Rules::Alone, chunk_size).with_context(context)?;
+            Ok(Packed { layer: raw.layer, sealed: None, info: raw.info, chunks: raw.chunks })
+        }
+        Source::Directory(_) | Source::Tar => {
+            let pool = Pool::for_this_machine().context("starting worker threads")?;
+            let packer = Packer::new(&pool, request.recipe, dictionary, request.form(), out)?;
+            let (layer, _, blob) = match request.source {
+                Source::Directory(whiteouts) => {
+                    let order = directory::Order {
+                        prefetch: &request.prefetch,
+                        read_ahead: request.prefetch_policy == PrefetchPolicy::ReadAhead,
+                    };
+                    directory::pack(path, whiteouts, lowest, order, chunk_size, packer)?
+                }
+                _ => {
+                    let mut input = BufReader::with_capacity(256 << 10, open()?);
+                    let packing = Packing::of(input.fill_buf().with_context(context)?);
+                    let tar = packing.open(input).context("opening the archive")?;
+                    stream::pack_tar(tar, Rules::Alone, chunk_size, packer)
+                        .with_context(|| format!("unpacking {}", path.display()))?
+                }
+            };
+            let sealed = blob.seal().context("writing the blob")?;
+            let id = request.blob_id.clone().unwrap_or_else(|| sealed.builder_id().into());
+            let info = sealed.info().cloned().map(|info| match request.bootstrap {
+                BootstrapPlace::Inline => info,
+                BootstrapPlace::File(_) | BootstrapPlace::Directory => BlobInfo { id, ..info },
+            });
+            let chunks = sealed.chunks().to_vec();
+            Ok(Packed { layer, sealed: Some(sealed), info, chunks })
         }
     }
-}
-
-/// An open blob.
-enum Output {
-    /// A file under its own name, or a pipe.
-    Named(File),
-    /// A file of the blob directory that gets its name at the end.
-    Unnamed(tempfile::NamedTempFile),
-    Nowhere,
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Named(file) => file.write(bytes),
-            Self::Unnamed(file) => file.write(bytes),
-            Self::Nowhere => Ok(bytes.len()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Named(file) => file.flush(),
-            Self::Unnamed(file) => file.flush(),
-            Self::Nowhere => Ok(()),
-        }
-    }
-}
-
-fn open_blob(place: &BlobPlace) -> anyhow::Result<(Output, Option<&Path>)> {
-    match place {
-        BlobPlace::File(path) => {
-            // A pipe can be neither truncated nor sought; whoever made it reads what we write.
-            let pipe = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-            let file = File::options().write(true).create(!pipe).truncate(!pipe).open(path);
-            Ok((Output::Named(file.with_context(|| format!("opening {}", path.display()))?), None))
-        }
-        BlobPlace::Directory(dir) => {
-            let file = tempfile::Builder::new().prefix(".blob-").tempfile_in(dir);
-            Ok((Output::Unnamed(file.with_context(|| format!("making a file in {}", dir.display()))?), Some(dir)))
-        }
-        BlobPlace::Nowhere => Ok((Output::Nowhere, None)),
-    }
-}
-
-fn keep_blob(out: Output, dir: Option<&Path>, id: &BlobId, wrote: bool) -> anyhow::Result<()> {
-    if let (Output::Unnamed(file), Some(dir), true) = (out, dir, wrote) {
-        let path = dir.join(id.as_str());
-        file.persist(&path).map_err(|error| error.error).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// Writes a file so that under its name there is all of it or what was there before.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let context = || format!("writing {}", path.display());
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes)).with_context(context);
-    }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(dir).with_context(context)?;
-    file.write_all(bytes).with_context(context)?;
-    file.persist(path).map_err(|error| error.error).with_context(context)?;
-    Ok(())
 }
 
 #[cfg(test)]

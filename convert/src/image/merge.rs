@@ -1,18 +1,19 @@
 //! `nydus-image merge`: the bootstraps of layers, lowest first, to the bootstrap of an image.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use nydus_rafs::blob::format::features;
-use nydus_rafs::{BlobId, BlobInfo, Bootstrap, Chunk, Digest, Flags, NodeKind, Tree};
+use nydus_rafs::{BlobId, BlobInfo, Bootstrap, Digest, Flags, NodeKind, Version};
 
-use super::create::write_whole;
+use super::output::write_whole;
 use super::report::{Report, Trace};
+use super::{open, stem};
 use crate::bootstrap::{self, Blob, Style};
-use crate::layer::{IMPLIED_XATTR, Implied, Layer};
+use crate::dictionary::{Dictionary, KnownBlob};
+use crate::layer::Layer;
 use crate::overlay;
 use crate::pack::Recipe;
 
@@ -46,11 +47,29 @@ pub struct Request {
     pub toc_digests: Vec<String>,
     /// Sizes of the tables of contents.
     pub toc_sizes: Vec<u32>,
+    /// The bootstrap of the image on which the layers are laid.
+    pub parent: Option<PathBuf>,
+    /// The bootstrap of an image whose blobs layers may refer to besides their own.
+    pub dictionary: Option<PathBuf>,
 }
 
+/// A layer and its own blob.
 struct Part {
     layer: Layer,
-    blob: Option<(BlobInfo, Vec<Chunk>)>,
+    blob: Option<KnownBlob>,
+}
+
+/// What all layers have in common.
+fn common(image: &Bootstrap<Vec<u8>>) -> (Recipe, Flags) {
+    let flags = image.flags();
+    let recipe = Recipe {
+        version: Version::from_number(image.version()).unwrap_or_default(),
+        compressor: flags.compressor(),
+        algorithm: flags.algorithm(),
+        chunk_size: image.chunk_size(),
+        ..Recipe::default()
+    };
+    (recipe, flags)
 }
 
 /// Merges.
@@ -62,40 +81,55 @@ pub fn merge(request: &Request) -> anyhow::Result<Report> {
     let begun = Instant::now();
     let mut trace = Trace::default();
     request.check_lists()?;
-    let mut recipe: Option<(Recipe, Flags)> = None;
-    let mut parts = Vec::new();
-    for (index, path) in request.sources.iter().enumerate() {
-        let context = || format!("reading {}", path.display());
-        let image = Bootstrap::open(std::fs::read(path).with_context(context)?).with_context(context)?;
-        let flags = image.flags();
-        let own =
-            Recipe { compressor: flags.compressor(), algorithm: flags.algorithm(), chunk_size: image.chunk_size() };
-        match &recipe {
-            None => recipe = Some((own, flags)),
-            Some((first, first_flags)) => compatible(*first, *first_flags, own, flags)?,
-        }
-        parts.push(request.part(index, &image).with_context(context)?);
+    let mut images = Vec::new();
+    for path in &request.sources {
+        images.push(open(path)?);
     }
-    let (recipe, flags) = recipe.context("nothing to merge")?;
+    let parent = request.parent.as_deref().map(open).transpose()?;
+    let (recipe, flags) = parent.iter().chain(&images).next().map(common).context("nothing to merge")?;
+    for image in &images {
+        let (own, own_flags) = common(image);
+        compatible(recipe, flags, own, own_flags)?;
+    }
+    let mut dictionary = Dictionary::default();
+    if let (Some(path), Some(image)) = (&request.parent, &parent) {
+        dictionary.add(image, recipe).with_context(|| format!("using {} as parent", path.display()))?;
+    }
+    if let Some(path) = &request.dictionary {
+        let context = || format!("using {} as a chunk dictionary", path.display());
+        dictionary.add(&open(path)?, recipe).with_context(context)?;
+    }
+    let mut parts = Vec::new();
+    if let Some(image) = &parent {
+        parts.push(part(image, image.blobs(), &dictionary)?);
+    }
+    for (index, (path, image)) in request.sources.iter().zip(&images).enumerate() {
+        let context = || format!("reading {}", path.display());
+        let infos = request.names(index, image.blobs(), &dictionary).with_context(context)?;
+        parts.push(part(image, &infos, &dictionary).with_context(context)?);
+    }
     trace.took("load_tree_from_bootstrap", begun.elapsed());
+
     let writing = Instant::now();
     let mut layers = Vec::new();
     let mut blobs = Vec::new();
     let mut same = Vec::new();
     let mut by_id: HashMap<BlobId, u16> = HashMap::new();
-    for (index, Part { layer, blob }) in parts.into_iter().enumerate() {
+    let known = dictionary.blobs().iter().map(|blob| (None, Some(blob.clone())));
+    let parts = parts.into_iter().map(|part| (Some(part.layer), part.blob));
+    for (index, (layer, blob)) in parts.chain(known).enumerate() {
         let index = u16::try_from(index).context("at most 65,535 layers can be merged")?;
-        same.push(blob.as_ref().map_or(index, |(info, _)| *by_id.entry(info.id.clone()).or_insert(index)));
-        layers.push(layer);
+        same.push(blob.as_ref().map_or(index, |blob| *by_id.entry(blob.info.id.clone()).or_insert(index)));
+        layers.extend(layer);
         blobs.push(blob);
     }
     let mut merged = overlay::merge(layers)?;
     let mut used = Vec::new();
-    for index in bootstrap::number_blobs(&mut merged.tree, &same) {
+    for index in bootstrap::number_blobs(&mut merged.tree, &same, &[]) {
         used.push(blobs[usize::from(index)].take().context("a file refers to a layer without data")?);
     }
-    let slots: Vec<Blob<'_>> = used.iter().map(|(info, chunks)| Blob { info: info.clone(), chunks }).collect();
-    let style = Style { repeatable: !flags.has(Flags::EXPLICIT_IDS), merged: true };
+    let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
+    let style = Style { repeatable: !flags.has(Flags::EXPLICIT_IDS), tarfs: flags.has(Flags::TARFS), merged: true };
     let boot = bootstrap::write(&merged.tree, &slots, recipe, &request.prefetch, style)?;
     let path = match (&request.bootstrap, &request.blob_dir) {
         (Some(path), _) => path.clone(),
@@ -104,8 +138,36 @@ pub fn merge(request: &Request) -> anyhow::Result<Report> {
     };
     write_whole(&path, &boot)?;
     trace.took("dump_bootstrap", writing.elapsed());
-    let ids: Vec<BlobId> = used.into_iter().map(|(info, _)| info.id).collect();
-    Ok(Report::new(Some(&path), &ids, 6, recipe.compressor, trace))
+    let ids: Vec<BlobId> = used.into_iter().map(|blob| blob.info.id).collect();
+    Ok(Report::new(Some(&path), &ids, recipe.version, recipe.compressor, trace))
+}
+
+/// Takes a layer out of its bootstrap; its files refer to blobs as [`Dictionary`] numbers them.
+fn part(image: &Bootstrap<Vec<u8>>, infos: &[BlobInfo], dictionary: &Dictionary) -> anyhow::Result<Part> {
+    let mut layer = Layer::of_image(image)?;
+    let mut blob = None;
+    let mut numbers = Vec::new();
+    for (index, info) in (0..).zip(infos) {
+        let known = dictionary.find(info);
+        numbers.push(known.unwrap_or(0));
+        if known.is_none() {
+            if blob.is_some() {
+                bail!(
+                    "it refers to {} blobs, and more than one of them is in no chunk dictionary: give --chunk-dict the bootstrap that it was built with",
+                    infos.len()
+                );
+            }
+            blob = Some(KnownBlob { info: info.clone(), chunks: image.chunks(index)?.all().to_vec() });
+        }
+    }
+    for id in bootstrap::nodes(&layer.tree) {
+        if let NodeKind::Regular { chunks, .. } = &mut layer.tree.node_mut(id).kind {
+            for chunk in chunks {
+                chunk.blob = numbers[usize::from(chunk.blob)];
+            }
+        }
+    }
+    Ok(Part { layer, blob })
 }
 
 fn compatible(one: Recipe, one_flags: Flags, other: Recipe, other_flags: Flags) -> Result<(), Incompatible> {
@@ -115,8 +177,15 @@ fn compatible(one: Recipe, one_flags: Flags, other: Recipe, other_flags: Flags) 
         ("chunk_size", other.chunk_size.to_string(), one.chunk_size.to_string()),
         ("explicit_uidgid", ids(other_flags), ids(one_flags)),
         ("tarfs_mode", tarfs(other_flags), tarfs(one_flags)),
+        ("version", other.version.number().to_string(), one.version.number().to_string()),
     ];
-    match pairs.into_iter().find(|(_, one, other)| one != other) {
+    // The older form names one digest and one compressor for all blobs.
+    let of_v5 = [
+        ("digester", format!("{:?}", other.algorithm), format!("{:?}", one.algorithm)),
+        ("compressor", format!("{:?}", other.compressor), format!("{:?}", one.compressor)),
+    ];
+    let of_v5 = of_v5.into_iter().filter(|_| one.version == Version::V5);
+    match pairs.into_iter().chain(of_v5).find(|(_, one, other)| one != other) {
         Some((what, one, other)) => Err(Incompatible { what, one, other }),
         None => Ok(()),
     }
@@ -140,24 +209,13 @@ impl Request {
         Ok(())
     }
 
-    fn part(&self, index: usize, image: &Bootstrap<Vec<u8>>) -> anyhow::Result<Part> {
-        let tree = Tree::read(image)?;
-        let mut layer = Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() };
-        for id in bootstrap::nodes(&layer.tree) {
-            let node = layer.tree.node_mut(id);
-            if node.xattrs.remove(OsStr::new(IMPLIED_XATTR)).is_some() && matches!(node.kind, NodeKind::Directory(_)) {
-                layer.implied.insert(id, Implied::All);
-            }
-        }
-        let blob = match image.blobs() {
-            [] => None,
-            [info] => Some((self.name(index, info.clone())?, image.chunks(0)?.all().to_vec())),
-            several => bail!(
-                "it refers to {} blobs; a layer may refer to one, chunk dictionaries are not supported yet",
-                several.len()
-            ),
+    /// Names the blobs of a source, all but those of the dictionary.
+    fn names(&self, index: usize, infos: &[BlobInfo], dictionary: &Dictionary) -> anyhow::Result<Vec<BlobInfo>> {
+        let name = |info: &BlobInfo| match dictionary.find(info) {
+            Some(_) => Ok(info.clone()),
+            None => self.name(index, info.clone()),
         };
-        Ok(Part { layer, blob })
+        infos.iter().map(name).collect()
     }
 
     /// Gives a blob what only the caller knows: its name, size and table of contents.
@@ -166,7 +224,10 @@ impl Request {
         let mut info = info.clone();
         let id = match self.original_blob_ids.get(index) {
             Some(id) => Some(id.clone()),
-            None => stem(&self.sources[index]).filter(|stem| stem.len() == 64 && stem.parse::<Digest>().is_ok()),
+            None => {
+                let stem = stem(&self.sources[index]).filter(|stem| stem.len() == 64);
+                stem.filter(|stem| stem.parse::<Digest>().is_ok()).map(str::to_owned)
+            }
         };
         if let Some(id) = id.as_deref() {
             info.id = id.parse()?;
@@ -197,8 +258,4 @@ impl Request {
         let id = info.id.clone();
         Ok(bootstrap::named(info, id))
     }
-}
-
-fn stem(path: &Path) -> Option<String> {
-    path.file_name()?.to_str()?.split('.').next().map(str::to_owned)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nydus_rafs::{BlobId, Compressor};
+use nydus_rafs::{BlobId, Compressor, Version};
 use serde::Serialize;
 
 /// The result of a command. The order of the fields is that of the documents that callers know.
@@ -65,7 +65,7 @@ impl Report {
     pub fn new(
         bootstrap: Option<&Path>,
         blobs: &[BlobId],
-        fs_version: u8,
+        format: Version,
         compressor: Compressor,
         trace: Trace,
     ) -> Self {
@@ -76,7 +76,7 @@ impl Report {
             external_bootstrap: String::new(),
             external_blobs: Vec::new(),
             trace,
-            fs_version: fs_version.to_string(),
+            fs_version: format.number().to_string(),
             compressor: compressor_name(compressor),
         }
     }

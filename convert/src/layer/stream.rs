@@ -4,7 +4,6 @@ use std::io::{self, BufRead, Read, Write};
 
 use nydus_rafs::NodeKind;
 use nydus_rafs::blob::write::BlobWriter;
-use nydus_rafs::tree::ChunkRef;
 use sha2::{Digest as _, Sha256};
 
 use super::{Layer, LayerBuilder, LayerError, Rules};
@@ -30,7 +29,7 @@ impl From<TarError> for StreamError {
 
 /// Reads the tar `input` to its very end, packs the bodies of its files, and returns the tree, the bodies and the blob.
 ///
-/// The tree's files refer to blob 0.
+/// The tree's files refer to blobs as [`crate::dictionary::Dictionary`] numbers them.
 ///
 /// # Errors
 ///
@@ -45,7 +44,7 @@ pub fn pack_tar<R: Read, W: Write>(
     let mut builder = LayerBuilder::new(rules);
     while let Some(entry) = archive.next_entry()? {
         let size = entry.size;
-        let body = LayerBuilder::wants_body(&entry).then(|| packer.begin());
+        let body = LayerBuilder::wants_body(&entry).then(|| packer.begin(size));
         // Placed first: an entry that is refused is refused before its bytes are worked on.
         builder.add(entry, body)?;
         let Some(body) = body else { continue };
@@ -54,13 +53,7 @@ pub fn pack_tar<R: Read, W: Write>(
             let len = left.min(u64::from(chunk_size));
             left -= len;
             let mut chunk = vec![0; usize::try_from(len).expect("at most 16 MiB")];
-            let mut filled = 0;
-            while filled < chunk.len() {
-                match archive.read_body(&mut chunk[filled..])? {
-                    0 => return Err(TarError::Truncated { at: archive.position(), what: "a sparse file" }.into()),
-                    read => filled += read,
-                }
-            }
+            archive.read_body_exact(&mut chunk)?;
             packer.push(body, chunk)?;
         }
     }
@@ -75,8 +68,7 @@ pub fn pack_tar<R: Read, W: Write>(
 pub(crate) fn attach(layer: &mut Layer, bodies: &[Body]) {
     for (&id, &body) in &layer.bodies {
         if let NodeKind::Regular { chunks, .. } = &mut layer.tree.node_mut(id).kind {
-            let refs = bodies[body.0].chunks.iter().map(|&chunk| ChunkRef { blob: 0, chunk });
-            *chunks = refs.collect();
+            chunks.clone_from(&bodies[body.0].chunks);
         }
     }
 }
@@ -129,6 +121,11 @@ impl<T> Hashing<T> {
     /// Wraps `inner`.
     pub fn new(inner: T) -> Self {
         Self { inner, hash: Sha256::new(), len: 0 }
+    }
+
+    /// Returns what was wrapped, for looking at; bytes that pass it directly are not seen here.
+    pub(crate) fn inner_mut(&mut self) -> &mut T {
+        &mut self.inner
     }
 
     /// Returns how many bytes passed.

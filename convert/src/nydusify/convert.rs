@@ -397,7 +397,7 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
         blobs.push(info.map(|info| ImageBlob { info, chunks, file }));
     }
     let mut merged = overlay::merge(layers)?;
-    let order = bootstrap::number_blobs(&mut merged.tree, &blob_of);
+    let order = bootstrap::number_blobs(&mut merged.tree, &blob_of, &[]);
     let mut used = Vec::new();
     for index in order {
         used.push(blobs[usize::from(index)].take().context("a file refers to a layer without data")?);

@@ -167,7 +167,13 @@ fn convert(
     let file = tempfile::tempfile_in(&workshop.work_dir)
         .with_context(|| format!("making a file in the work directory {}", workshop.work_dir.display()))?;
     let recipe = workshop.recipe;
-    let packer = Packer::new(&workshop.pool, recipe, Form::InlineToc, BufWriter::with_capacity(256 << 10, file));
+    let packer = Packer::new(
+        &workshop.pool,
+        recipe,
+        &Arc::default(),
+        Form::InlineToc,
+        BufWriter::with_capacity(256 << 10, file),
+    )?;
     let mut input = BufReader::with_capacity(256 << 10, input);
     let packing = match stated {
         Some(packing) => packing,

@@ -1,6 +1,8 @@
 use super::*;
 
-const RECIPE: Recipe = Recipe { compressor: Compressor::Zstd, algorithm: Algorithm::Blake3, chunk_size: 4096 };
+fn small() -> Recipe {
+    Recipe { chunk_size: 4096, ..Recipe::default() }
+}
 
 /// Chunks of several sizes, many of them the same, some tiny.
 fn chunks() -> Vec<Vec<u8>> {
@@ -9,9 +11,10 @@ fn chunks() -> Vec<Vec<u8>> {
 
 fn pack(threads: usize, compressor: Compressor) -> (Vec<Body>, Digest, usize) {
     let pool = Pool::start(threads).unwrap();
-    let mut packer = Packer::new(&pool, Recipe { compressor, ..RECIPE }, Form::InlineToc, Vec::new());
+    let mut packer =
+        Packer::new(&pool, Recipe { compressor, ..small() }, &Arc::default(), Form::InlineToc, Vec::new()).unwrap();
     for chunk in chunks().chunks(7) {
-        let body = packer.begin();
+        let body = packer.begin(4096 * 7);
         for piece in chunk {
             packer.push(body, piece.clone()).unwrap();
         }
@@ -52,9 +55,9 @@ fn a_full_disk_is_an_error_that_names_the_chunk() {
         }
     }
     let pool = Pool::start(2).unwrap();
-    let recipe = Recipe { compressor: Compressor::None, ..RECIPE };
-    let mut packer = Packer::new(&pool, recipe, Form::Plain, Full(10_000));
-    let body = packer.begin();
+    let recipe = Recipe { compressor: Compressor::None, ..small() };
+    let mut packer = Packer::new(&pool, recipe, &Arc::default(), Form::Plain, Full(10_000)).unwrap();
+    let body = packer.begin(4096 * 7);
     let failed = chunks().into_iter().find_map(|chunk| packer.push(body, chunk).err());
     assert!(matches!(failed, Some(PackError::Write { chunk: 3.., .. })), "{failed:?}");
 }

@@ -19,12 +19,15 @@ use crate::layer::{BodyId, Layer};
 use crate::pack::{Body, PackError, Packer};
 use crate::path::{OPAQUE, WHITEOUT};
 
+/// Marks a directory that hides what lies below it, where whiteouts are overlayfs's.
+const OVERLAY_OPAQUE: &str = "trusted.overlay.opaque";
+
 /// Which entries of a directory are whiteouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whiteouts {
-    /// Names that begin with `.wh.`; left out, for there is nothing below.
+    /// Names that begin with `.wh.`.
     Oci,
-    /// Character devices 0:0 and the attribute `trusted.overlay.opaque`; left out.
+    /// Character devices 0:0 and the attribute `trusted.overlay.opaque`.
     Overlayfs,
     /// None: every entry is kept.
     None,
@@ -50,9 +53,19 @@ pub enum DirectoryError {
     Pack(#[from] PackError),
 }
 
+/// What comes first in the blob.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// Files, or directories with all below them.
+    pub prefetch: &'a [PathBuf],
+    /// Whether the blob shall say how far these reach.
+    pub read_ahead: bool,
+}
+
 /// Reads the directory `root`, packs its files and returns tree, bodies and blob.
 ///
-/// The tree's files refer to blob 0. `prefetch` names what comes first in the blob.
+/// The tree's files refer to blobs as [`crate::dictionary::Dictionary`] numbers them. Whiteouts of the `lowest` layer are
+/// left out, for there is nothing below; those of another stay in the tree in the form that [`crate::overlay`] knows.
 ///
 /// # Errors
 ///
@@ -60,7 +73,8 @@ pub enum DirectoryError {
 pub fn pack<W: Write>(
     root: &Path,
     whiteouts: Whiteouts,
-    prefetch: &[PathBuf],
+    lowest: bool,
+    order: Order<'_>,
     chunk_size: u32,
     mut packer: Packer<'_, W>,
 ) -> Result<(Layer, Vec<Body>, BlobWriter<W>), DirectoryError> {
@@ -71,24 +85,29 @@ pub fn pack<W: Write>(
     }
     // The time of a root says when somebody made the folder, not what is in it.
     let stat = Stat { mtime: 0, mtime_nsec: 0, ..stat_of(&metadata) };
-    let mut reading = Reading { tree: Tree::new(stat), whiteouts, seen: HashMap::new(), paths: HashMap::new() };
+    let mut reading = Reading { tree: Tree::new(stat), whiteouts, lowest, seen: HashMap::new(), paths: HashMap::new() };
     let xattrs = xattrs_of(root).map_err(|source| DirectoryError::Read { path: root.to_owned(), source })?;
     let node = reading.tree.node_mut(Tree::ROOT);
     (node.xattrs, node.implied) = (xattrs, false);
     reading.directory(Tree::ROOT, root)?;
     let Reading { tree, paths, .. } = reading;
     let mut layer = Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() };
-    let mut order = Vec::new();
-    for id in layer.tree.prefetch(prefetch.iter().map(PathBuf::as_path)) {
-        files(&layer.tree, id, &mut order);
+    let mut first = Vec::new();
+    for id in layer.tree.prefetch(order.prefetch.iter().map(PathBuf::as_path)) {
+        files(&layer.tree, id, &mut first);
     }
-    files(&layer.tree, Tree::ROOT, &mut order);
-    for id in order {
+    let mut rest = Vec::new();
+    files(&layer.tree, Tree::ROOT, &mut rest);
+    let mark = first.len();
+    for (position, id) in first.into_iter().chain(rest).enumerate() {
+        if order.read_ahead && position == mark && mark > 0 {
+            packer.mark_read_ahead()?;
+        }
         let NodeKind::Regular { size, .. } = layer.tree.node(id).kind else { continue };
         if size == 0 || layer.bodies.contains_key(&id) {
             continue;
         }
-        let body = packer.begin();
+        let body = packer.begin(size);
         layer.bodies.insert(id, body);
         push(&mut packer, body, &paths[&id], size, chunk_size)?;
     }
@@ -135,6 +154,7 @@ fn push<W: Write>(
 struct Reading {
     tree: Tree,
     whiteouts: Whiteouts,
+    lowest: bool,
     /// Device and inode of files of several names.
     seen: HashMap<(u64, u64), NodeId>,
     paths: HashMap<NodeId, PathBuf>,
@@ -149,7 +169,7 @@ impl Reading {
             let path = entry.path();
             let metadata = fs::symlink_metadata(&path).map_err(|source| read(&path, source))?;
             let name = entry.file_name();
-            if self.is_whiteout(&name, &metadata) {
+            if self.lowest && self.is_whiteout(&name, &metadata) {
                 continue;
             }
             let id = self.entry(&path, &metadata).map_err(|source| read(&path, source))?;
@@ -157,6 +177,15 @@ impl Reading {
                 self.directory(id, &path)?;
             }
             children.insert(name, id);
+        }
+        let opaque = self.tree.node(dir).xattrs.get(OsStr::new(OVERLAY_OPAQUE)).is_some_and(|value| value == b"y");
+        if self.whiteouts == Whiteouts::Overlayfs {
+            self.tree.node_mut(dir).xattrs.remove(OsStr::new(OVERLAY_OPAQUE));
+            if opaque && !self.lowest {
+                let kind = NodeKind::Regular { size: 0, chunks: Vec::new() };
+                let node = Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind, implied: false };
+                children.insert(OsStr::from_bytes(OPAQUE).to_owned(), self.tree.add(node));
+            }
         }
         if let NodeKind::Directory(all) = &mut self.tree.node_mut(dir).kind {
             *all = children;
@@ -195,10 +224,7 @@ impl Reading {
         } else {
             NodeKind::Regular { size: metadata.len(), chunks: Vec::new() }
         };
-        let mut xattrs = xattrs_of(path)?;
-        if self.whiteouts == Whiteouts::Overlayfs {
-            xattrs.remove(OsStr::new("trusted.overlay.opaque"));
-        }
+        let xattrs = xattrs_of(path)?;
         let id = self.tree.add(Node { stat: stat_of(metadata), xattrs, kind: node, implied: false });
         if kind.is_file() {
             self.paths.insert(id, path.to_owned());

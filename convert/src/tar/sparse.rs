@@ -78,6 +78,11 @@ impl Expander {
         Ok(Self { size: map.size, at: 0, pieces, piece })
     }
 
+    /// Returns whether the archive holds all bytes of the file, none of which was read yet.
+    pub(super) fn is_whole(&self) -> bool {
+        self.piece == Some((0, self.size))
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }

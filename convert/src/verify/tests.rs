@@ -18,7 +18,7 @@ struct Image {
 }
 
 fn recipe(compressor: Compressor, algorithm: Algorithm) -> Recipe {
-    Recipe { compressor, algorithm, chunk_size: 4096 }
+    Recipe { compressor, algorithm, chunk_size: 4096, ..Recipe::default() }
 }
 
 struct Part {
@@ -31,7 +31,7 @@ struct Part {
 
 fn part(pool: &Pool, recipe: Recipe, rules: Rules, items: &[Item]) -> Part {
     let tar = Made::of(items.to_vec());
-    let packer = Packer::new(pool, recipe, Form::InlineToc, Vec::new());
+    let packer = Packer::new(pool, recipe, &Default::default(), Form::InlineToc, Vec::new()).unwrap();
     let (layer, bodies, blob) = pack_tar(&tar[..], rules, recipe.chunk_size, packer).unwrap();
     let sealed = blob.seal().unwrap();
     let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
@@ -52,7 +52,7 @@ fn image(recipe: Recipe, layers: &[&[Item]]) -> Image {
     }
     let same: Vec<u16> = (0..).take(rest.len()).collect();
     let mut merged = overlay::merge(layers).unwrap();
-    let order = bootstrap::number_blobs(&mut merged.tree, &same);
+    let order = bootstrap::number_blobs(&mut merged.tree, &same, &[]);
     let used: Vec<_> = order.iter().map(|&index| &rest[usize::from(index)]).collect();
     let blobs: Vec<_> = used.iter().map(|(_, info, chunks, _)| Blob { info: info.clone().unwrap(), chunks }).collect();
     let boot = bootstrap::write(&merged.tree, &blobs, recipe, &[], Style::default()).unwrap();

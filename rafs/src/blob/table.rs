@@ -37,6 +37,8 @@ pub struct Batch {
 pub struct Point {
     /// Bytes of the gzip stream to feed.
     pub stored: Range<u64>,
+    /// Where what they inflate to begins in the whole stream's.
+    pub plain_at: u64,
     /// Number of bytes that they inflate to.
     pub plain_size: u32,
     /// The plain bytes before the point, as far as deflate may look back.
@@ -138,6 +140,7 @@ impl BlobTable {
                 let dictionary = view.bytes("dictionary", dictionary_at, u64::from(dictionary_size))?.to_vec();
                 self.containers.push(Arc::new(Container::Point(Point {
                     stored: start..end,
+                    plain_at: context.plain_at.get(),
                     plain_size: context.plain_size.get(),
                     dictionary,
                     byte: context.byte,
@@ -151,6 +154,11 @@ impl BlobTable {
     /// Returns the chunks in the order of their index; none has a digest.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
+    }
+
+    /// Returns the batches or points, in the order of their index.
+    pub fn containers(&self) -> &[Arc<Container>] {
+        &self.containers
     }
 
     /// Joins the table with the digests of a bootstrap.
@@ -176,6 +184,58 @@ impl BlobTable {
     pub(crate) fn to_v1(chunks: &[Chunk]) -> Vec<u8> {
         chunks.iter().flat_map(|chunk| ChunkInfoV1::new(chunk).as_bytes().to_vec()).collect()
     }
+
+    /// Writes chunks, and the batches or points that they are parts of, as a table of version 2, uncompressed.
+    pub(crate) fn to_v2(chunks: &[Chunk], containers: &[Arc<Container>]) -> Contexts {
+        let mut plain: Vec<u8> = chunks.iter().flat_map(|chunk| ChunkInfoV2::new(chunk).as_bytes().to_vec()).collect();
+        let at = plain.len() as u64;
+        let mut dictionaries = Vec::new();
+        for container in containers {
+            match &**container {
+                Container::Batch { batch, .. } => {
+                    let context = BatchContext {
+                        stored_size: batch.stored_size.into(),
+                        plain_size: batch.plain_size.into(),
+                        reserved: [0; 32],
+                    };
+                    plain.extend_from_slice(context.as_bytes());
+                }
+                Container::Point(point) => {
+                    plain.extend_from_slice(ZranContext::new(point, dictionaries.len() as u64).as_bytes());
+                    dictionaries.extend_from_slice(&point.dictionary);
+                }
+                Container::Encrypted(_) => {}
+            }
+        }
+        plain.extend_from_slice(&dictionaries);
+        let size = plain.len() as u64 - at;
+        Contexts { plain, at, size, count: containers.len() as u32 }
+    }
+}
+
+/// A table of version 2 in bytes, and where its batches or points are in it.
+pub(crate) struct Contexts {
+    pub(crate) plain: Vec<u8>,
+    at: u64,
+    size: u64,
+    count: u32,
+}
+
+impl ZranContext {
+    fn new(point: &Point, dictionary_at: u64) -> Self {
+        Self {
+            stored_at: point.stored.start.into(),
+            plain_at: point.plain_at.into(),
+            dictionary_at: dictionary_at.into(),
+            // Points are begun long before these get too large for 32 bits.
+            stored_size: ((point.stored.end - point.stored.start) as u32).into(),
+            plain_size: point.plain_size.into(),
+            dictionary_size: (point.dictionary.len() as u32).into(),
+            byte: point.byte,
+            bits: point.bits,
+            reserved: [0; 2],
+        }
+    }
 }
 
 fn decrypt<'a>(cipher: Option<&Cipher>, stored: &'a [u8]) -> Result<Cow<'a, [u8]>, FormatError> {
@@ -193,6 +253,16 @@ fn coding(compressor: Compressor, stored_size: u64, plain_size: u64) -> Codec {
 }
 
 impl TableHeader {
+    /// Notes the batches or points of a table of version 2.
+    pub(crate) fn with(mut self, contexts: &Contexts) -> Self {
+        if contexts.count > 0 {
+            self.contexts_at = contexts.at.into();
+            self.contexts_size = contexts.size.into();
+            self.context_count = contexts.count.into();
+        }
+        self
+    }
+
     /// Makes the header of a table of version 1.
     pub(crate) fn new(features: u32, chunk_count: u32, location: &TableLocation) -> Self {
         Self {
@@ -264,6 +334,29 @@ const V2_ENCRYPTED: u64 = 8;
 const V2_CRC32: u64 = 0x10;
 
 impl ChunkInfoV2 {
+    fn new(chunk: &Chunk) -> Self {
+        let stored_size = chunk.stored.end - chunk.stored.start;
+        let place = |context: u32, offset: u32| u64::from(context) << 32 | u64::from(offset);
+        // A CRC of zero would be taken for none.
+        let crc32 = chunk.crc32.filter(|&crc32| crc32 != 0).map(u64::from);
+        let with_crc32 = crc32.map_or(0, |_| V2_CRC32);
+        let (mut flags, stored_size, data) = match chunk.codec {
+            Codec::Plain => (with_crc32, stored_size, crc32.unwrap_or(0)),
+            Codec::Lz4Block | Codec::Zstd | Codec::Gzip => {
+                (V2_COMPRESSED | with_crc32, stored_size, crc32.unwrap_or(0))
+            }
+            Codec::Zran { context, offset } => (V2_COMPRESSED | V2_ZRAN, stored_size, place(context, offset)),
+            // Established builders call a batch compressed even where it is not.
+            Codec::Batch { batch, offset } => (V2_COMPRESSED | V2_BATCH, 0, place(batch, offset)),
+        };
+        if chunk.encrypted {
+            flags |= V2_ENCRYPTED;
+        }
+        let plain = flags << 56 | (chunk.plain_len() - 1) << 32 | chunk.plain.start >> 12;
+        let stored = stored_size << 40 | chunk.stored.start & STORED_OFFSET;
+        Self { plain: plain.into(), stored: stored.into(), data: data.into() }
+    }
+
     fn chunk(&self, info: &BlobInfo, index: u32, table: &BlobTable) -> Result<Chunk, FormatError> {
         let bad = |why: &str| invalid("chunk table", 24 * u64::from(index), why);
         let (plain, stored, data) = (self.plain.get(), self.stored.get(), self.data.get());

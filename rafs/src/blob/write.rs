@@ -1,29 +1,38 @@
-//! Writes a native blob strictly forward, as a pipe wants it.
+//! Writes a blob strictly forward, as a pipe wants it.
 //!
 //! [`BlobWriter`] takes chunks; [`BlobWriter::seal`] ends them, writes the chunk table and tells what a
 //! bootstrap must know of the blob; [`Sealed::finish`] takes that bootstrap, where it goes into the blob, and
 //! tells digest and size of the whole. Both are computed on the way: nothing is read back.
+//!
+//! [`Sealed::reference`] makes the same of chunks that lie in an object that is there already: then only the
+//! table and what follows it are written.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use zerocopy::IntoBytes;
 
+use super::batch::Batches;
 use super::format::{TableHeader, features};
 use super::section::{Section, tar_header};
 use super::table::BlobTable;
 use super::toc::{Toc, TocEntry};
 use crate::bootstrap::{BlobInfo, TableLocation};
-use crate::chunk::{Chunk, ChunkIndex, Codec, Compressor};
+use crate::chunk::{Chunk, ChunkIndex, Codec, Compressor, Container};
+use crate::cipher::Cipher;
 use crate::codec;
 use crate::digest::{Algorithm, BlobId, Digest};
+use crate::write::Version;
 
-/// Plain addresses of chunks are multiples of this.
+/// Plain addresses of aligned chunks are multiples of this.
 const PAGE: u64 = 4096;
 /// Chunk indexes have 24 bits, the last of which upstream does not use.
 const MAX_CHUNKS: usize = 0xff_ffff;
 /// Offsets of stored chunks have 40 bits.
 const MAX_STORED: u64 = 1 << 40;
+/// Tables of version 2 have 24 bits for the size of a stored chunk, so that 16 MiB are one too many.
+pub const MAX_CHUNK_V2: u32 = 8 << 20;
 
 /// Which sections a blob has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,15 +62,56 @@ impl Form {
     }
 
     fn features(self) -> u32 {
-        let base = features::ALIGNED | features::CAP_TAR_TOC;
         let headers = if self.tar_headers() { features::HAS_TAR_HEADER } else { 0 };
         let toc = if self.toc() { features::HAS_TOC | features::INLINED_CHUNK_DIGEST } else { 0 };
         let inline = if self.inline() { features::INLINED_FS_META } else { 0 };
-        base | headers | toc | inline
+        features::CAP_TAR_TOC | headers | toc | inline
     }
 }
 
-/// A chunk's bytes in the form in which they are stored.
+/// How a blob is written.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The form of the bootstrap that goes with it: blobs of version 5 have no chunk table.
+    pub version: Version,
+    /// Its sections.
+    pub form: Form,
+    /// The compressor of the chunk table and what chunks are expected to be coded with.
+    pub compressor: Compressor,
+    /// How chunks are named.
+    pub algorithm: Algorithm,
+    /// Whether plain addresses are multiples of 4,096; those of version 6 always are.
+    pub aligned: bool,
+    /// The key, if the blob is to be encrypted. Version 6 only.
+    pub cipher: Option<Cipher>,
+    /// Below which number of bytes small chunks are packed together, if at all. Version 6 only.
+    pub batch_size: Option<u32>,
+}
+
+impl Options {
+    /// Returns the options of a blob of version 6 that is neither batched nor encrypted.
+    pub fn new(form: Form, compressor: Compressor, algorithm: Algorithm) -> Self {
+        Self { version: Version::V6, form, compressor, algorithm, aligned: true, cipher: None, batch_size: None }
+    }
+
+    fn features(&self) -> u32 {
+        let v6 = self.version == Version::V6;
+        let mut bits = self.form.features();
+        // Established builders do not say so of blobs of version 5.
+        if v6 {
+            bits |= features::ALIGNED;
+        }
+        if v6 && self.cipher.is_some() {
+            bits |= features::CHUNK_INFO_V2 | features::ENCRYPTED;
+        }
+        if v6 && self.batch_size.is_some() {
+            bits |= features::CHUNK_INFO_V2 | features::BATCH;
+        }
+        bits
+    }
+}
+
+/// A chunk's bytes in the form in which they are stored, before they are encrypted.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredChunk<'a> {
     /// Digest of the plain bytes.
@@ -80,11 +130,12 @@ pub struct StoredChunk<'a> {
 #[derive(Debug)]
 pub struct BlobWriter<W> {
     out: Hashing<W>,
-    form: Form,
-    compressor: Compressor,
-    algorithm: Algorithm,
+    options: Options,
     chunks: Vec<Chunk>,
     plain_size: u64,
+    batches: Option<Batches>,
+    encrypted: Option<Arc<Container>>,
+    read_ahead: u32,
 }
 
 /// Counts and hashes what passes.
@@ -98,6 +149,10 @@ struct Hashing<W> {
 }
 
 impl<W: Write> Hashing<W> {
+    fn new(out: W) -> Self {
+        Self { out, sha256: Sha256::new(), builder: None, at: 0 }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.write_unnoticed(bytes)?;
         if let Some(builder) = &mut self.builder {
@@ -123,65 +178,121 @@ impl<W: Write> Hashing<W> {
     }
 }
 
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
 impl<W: Write> BlobWriter<W> {
-    /// Begins a blob. `compressor` is that of the chunk table and what chunks are expected to be coded with.
-    pub fn new(out: W, form: Form, compressor: Compressor, algorithm: Algorithm) -> Self {
-        let out = Hashing { out, sha256: Sha256::new(), builder: None, at: 0 };
-        Self { out, form, compressor, algorithm, chunks: Vec::new(), plain_size: 0 }
+    /// Begins a blob.
+    pub fn new(out: W, options: Options) -> Self {
+        let batches = options.batch_size.map(Batches::new);
+        let encrypted = options.cipher.clone().map(|cipher| Arc::new(Container::Encrypted(cipher)));
+        Self { out: Hashing::new(out), options, chunks: Vec::new(), plain_size: 0, batches, encrypted, read_ahead: 0 }
     }
 
-    /// Appends a chunk and returns its place.
+    /// Appends a chunk and returns its place; small chunks that wait to be packed together are written before it.
     ///
     /// A chunk that says that it is compressed and has as many stored as plain bytes is refused: readers tell
     /// raw chunks from compressed ones by their sizes alone.
     pub fn append(&mut self, chunk: StoredChunk<'_>) -> io::Result<ChunkIndex> {
         let raw = chunk.bytes.len() == chunk.plain_len as usize;
         if raw != (chunk.codec == Codec::Plain) || chunk.plain_len == 0 || chunk.plain_len > 16 << 20 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a chunk's codec and sizes disagree"));
+            return Err(invalid("a chunk's codec and sizes disagree"));
         }
-        if self.chunks.len() >= MAX_CHUNKS || self.out.at + chunk.bytes.len() as u64 > MAX_STORED {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a blob holds 2^24 - 1 chunks and 1 TiB at most"));
-        }
-        let index = ChunkIndex(self.chunks.len() as u32);
+        self.write_batch()?;
+        let encrypted = self.options.cipher.as_ref().map(|cipher| cipher.encrypt(chunk.bytes));
+        let bytes = encrypted.as_deref().unwrap_or(chunk.bytes);
         let at = self.out.at;
-        self.out.write(chunk.bytes)?;
-        self.chunks.push(Chunk {
-            index,
-            plain: self.plain_size..self.plain_size + u64::from(chunk.plain_len),
-            stored: at..self.out.at,
-            codec: chunk.codec,
-            encrypted: false,
-            algorithm: self.algorithm,
-            digest: Some(chunk.digest),
-            container: None,
-            crc32: chunk.crc32,
-        });
-        self.plain_size = (self.plain_size + u64::from(chunk.plain_len)).next_multiple_of(PAGE);
+        self.out.write(bytes)?;
+        let index = self.push(chunk.digest, chunk.crc32, chunk.plain_len, chunk.codec)?;
+        let written = &mut self.chunks[index.0 as usize];
+        (written.stored, written.container) = (at..self.out.at, self.encrypted.clone());
         Ok(index)
     }
 
-    /// Returns the chunks appended so far, in the order of their index.
+    /// Appends a small chunk as it is, to be compressed together with others, and returns its place.
+    ///
+    /// # Panics
+    ///
+    /// If the options have no batch size.
+    pub fn append_small(&mut self, digest: Digest, crc32: Option<u32>, plain: &[u8]) -> io::Result<ChunkIndex> {
+        let batches = self.batches.as_ref().expect("a blob of small chunks has a batch size");
+        if !batches.has_room_for(plain) {
+            self.write_batch()?;
+        }
+        let len = u32::try_from(plain.len()).ok().filter(|&len| len != 0);
+        let len = len.ok_or_else(|| invalid("a chunk's codec and sizes disagree"))?;
+        let index = ChunkIndex(self.chunks.len() as u32);
+        let codec = self.batches.as_mut().expect("looked at above").add(index, plain);
+        self.push(digest, crc32, len, codec)
+    }
+
+    fn push(&mut self, digest: Digest, crc32: Option<u32>, len: u32, codec: Codec) -> io::Result<ChunkIndex> {
+        if self.chunks.len() >= MAX_CHUNKS || self.out.at > MAX_STORED {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a blob holds 2^24 - 1 chunks and 1 TiB at most"));
+        }
+        if self.options.features() & features::CHUNK_INFO_V2 != 0 && len > MAX_CHUNK_V2 {
+            return Err(invalid("chunks of batched and encrypted blobs have 8 MiB at most"));
+        }
+        let index = ChunkIndex(self.chunks.len() as u32);
+        self.chunks.push(Chunk {
+            index,
+            plain: self.plain_size..self.plain_size + u64::from(len),
+            stored: 0..0,
+            codec,
+            encrypted: self.options.cipher.is_some(),
+            algorithm: self.options.algorithm,
+            digest: Some(digest),
+            container: None,
+            crc32,
+        });
+        self.plain_size += u64::from(len);
+        if self.options.aligned || self.options.version == Version::V6 {
+            self.plain_size = self.plain_size.next_multiple_of(PAGE);
+        }
+        Ok(index)
+    }
+
+    /// Writes the small chunks that wait.
+    fn write_batch(&mut self) -> io::Result<()> {
+        let at = self.out.at;
+        let Some(batch) = self
+            .batches
+            .as_mut()
+            .and_then(|batches| batches.take(self.options.compressor, self.options.cipher.as_ref()))
+        else {
+            return Ok(());
+        };
+        self.out.write(&batch.stored)?;
+        for index in batch.members {
+            let member = &mut self.chunks[index.0 as usize];
+            (member.stored, member.container) = (at..self.out.at, Some(Arc::clone(&batch.container)));
+        }
+        Ok(())
+    }
+
+    /// Returns the chunks appended so far, in the order of their index. Where those lie that wait to be packed
+    /// together is not known yet.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
     }
 
+    /// Asks that all that was written so far be read ahead, as far as 32 bits can say so.
+    pub fn mark_read_ahead(&mut self) {
+        self.read_ahead = u32::try_from(self.out.at).unwrap_or(u32::MAX);
+    }
+
     /// Ends the chunks and writes what follows from them: chunk table and digests.
     pub fn seal(mut self) -> io::Result<Sealed<W>> {
+        self.write_batch()?;
         let mut toc = Toc::default();
-        let features = self.form.features();
+        let form = self.options.form;
         if self.chunks.is_empty() {
-            return Ok(Sealed {
-                out: self.out,
-                form: self.form,
-                info: None,
-                chunks: self.chunks,
-                toc,
-                toc_bytes: None,
-            });
+            return Ok(Sealed { out: self.out, form, info: None, chunks: self.chunks, toc, toc_bytes: None });
         }
         let out = &mut self.out;
         let data = 0..out.at;
-        if self.form.tar_headers() {
+        if form.tar_headers() {
             out.write(&tar_header(Section::Data, data.end))?;
         }
         toc.entries.push(TocEntry {
@@ -192,92 +303,97 @@ impl<W: Write> BlobWriter<W> {
             stored: data,
             plain_size: self.plain_size,
         });
-        let table = write_table(out, &self.chunks, self.compressor, features, &mut toc)?;
-        if self.form.tar_headers() {
-            out.write(&tar_header(Section::Table, out.at - table.stored.start))?;
-        }
-        if self.form.toc() {
-            let digests: Vec<u8> =
-                self.chunks.iter().flat_map(|chunk| chunk.digest.map_or([0; 32], |digest| digest.0)).collect();
-            let at = out.at;
-            out.builder = Some(out.sha256.clone());
-            out.write_unnoticed(&digests)?;
-            toc.entries.push(TocEntry {
-                section: Section::Digests,
-                codec: Codec::Plain,
-                digest: Algorithm::Sha256.digest(&digests),
-                stored: at..out.at,
-                plain_size: digests.len() as u64,
-            });
-            out.write(&tar_header(Section::Digests, digests.len() as u64))?;
-        }
-        let placeholder: BlobId = BlobInfo::PLACEHOLDER.parse().expect("64 letters name a blob");
+        let containers = self.batches.as_ref().map_or(&[][..], Batches::written);
+        let features = self.options.features();
         let mut info = BlobInfo {
-            stored_size: out.at,
             plain_size: self.plain_size,
             chunk_count: self.chunks.len() as u32,
             features,
-            table: Some(table),
-            ..BlobInfo::new(placeholder, self.compressor, self.algorithm)
+            cipher: self.options.cipher.clone(),
+            prefetch_size: self.read_ahead,
+            ..BlobInfo::new(placeholder(), self.options.compressor, self.options.algorithm)
         };
-        let mut toc_bytes = None;
-        if self.form == Form::Toc {
-            // The bootstrap lies elsewhere and names the table of contents, which is complete by now.
-            let bytes = toc_with_header(&toc);
-            info.toc_size = bytes.len() as u32;
-            info.toc_digest = Algorithm::Sha256.digest(&bytes);
-            info.stored_size += bytes.len() as u64;
-            out.write(&bytes)?;
-            toc_bytes = Some(bytes);
+        if self.options.version == Version::V6 {
+            info.table = Some(write_tables(out, form, &info, &self.chunks, containers, info.compressor, &mut toc)?);
         }
-        if !self.form.inline() {
+        info.stored_size = out.at;
+        let mut toc_bytes = None;
+        if form == Form::Toc {
+            // The bootstrap lies elsewhere and names the table of contents, which is complete by now.
+            toc_bytes = Some(write_toc(out, &toc, &mut info)?);
+            info.stored_size = out.at;
+        }
+        if !form.inline() {
             info.id = out.digest().into();
         }
-        Ok(Sealed { out: self.out, form: self.form, info: Some(info), chunks: self.chunks, toc, toc_bytes })
+        Ok(Sealed { out: self.out, form, info: Some(info), chunks: self.chunks, toc, toc_bytes })
     }
 }
 
-fn write_table<W: Write>(
+fn placeholder() -> BlobId {
+    BlobInfo::PLACEHOLDER.parse().expect("64 letters name a blob")
+}
+
+/// Writes the chunk table, and the digests where there is a table of contents to find them by.
+fn write_tables<W: Write>(
     out: &mut Hashing<W>,
+    form: Form,
+    info: &BlobInfo,
     chunks: &[Chunk],
+    containers: &[Arc<Container>],
     compressor: Compressor,
-    features: u32,
     toc: &mut Toc,
 ) -> io::Result<TableLocation> {
-    let plain = BlobTable::to_v1(chunks);
+    let encrypt = |bytes: &[u8]| match &info.cipher {
+        Some(cipher) => cipher.encrypt(bytes),
+        None => bytes.to_vec(),
+    };
+    let contexts = info.has(features::CHUNK_INFO_V2).then(|| BlobTable::to_v2(chunks, containers));
+    let plain = contexts.as_ref().map_or_else(|| BlobTable::to_v1(chunks), |contexts| contexts.plain.clone());
     let (codec, stored) = codec::encode(compressor, &plain);
     let at = out.at;
-    out.write(&stored)?;
+    out.write(&encrypt(&stored))?;
     let table = TableLocation {
         stored: at..out.at,
         plain_size: plain.len() as u64,
         compressor: if codec == Codec::Plain { Compressor::None } else { compressor },
     };
-    let header = TableHeader::new(features, chunks.len() as u32, &table);
-    out.write(header.as_bytes())?;
-    let entry = |section, codec, digest, stored: std::ops::Range<u64>, plain_size| TocEntry {
-        section,
-        codec,
-        digest,
-        stored,
-        plain_size,
+    // Where the bootstrap is, is not known to the table.
+    let bits = info.features;
+    let mut header = TableHeader::new(bits, chunks.len() as u32, &table);
+    if let Some(contexts) = &contexts {
+        header = header.with(contexts);
+    }
+    out.write(&encrypt(header.as_bytes()))?;
+    let sha256 = |bytes: &[u8]| Algorithm::Sha256.digest(bytes);
+    let mut entry = |section, codec, digest, stored: std::ops::Range<u64>, plain_size| {
+        toc.entries.push(TocEntry { section, codec, digest, stored, plain_size });
     };
-    toc.entries.push(entry(
-        Section::Table,
-        codec,
-        Algorithm::Sha256.digest(&plain),
-        table.stored.clone(),
-        table.plain_size,
-    ));
-    let digest = Algorithm::Sha256.digest(header.as_bytes());
-    toc.entries.push(entry(
-        Section::TableHeader,
-        Codec::Plain,
-        digest,
-        table.stored.end..out.at,
-        out.at - table.stored.end,
-    ));
+    entry(Section::Table, codec, sha256(&plain), table.stored.clone(), table.plain_size);
+    let header_size = out.at - table.stored.end;
+    entry(Section::TableHeader, Codec::Plain, sha256(header.as_bytes()), table.stored.end..out.at, header_size);
+    if form.tar_headers() {
+        out.write(&tar_header(Section::Table, out.at - at))?;
+    }
+    if form.toc() {
+        let digests: Vec<u8> =
+            chunks.iter().flat_map(|chunk| chunk.digest.map_or([0; 32], |digest| digest.0)).collect();
+        let at = out.at;
+        out.builder = Some(out.sha256.clone());
+        out.write_unnoticed(&digests)?;
+        entry(Section::Digests, Codec::Plain, sha256(&digests), at..out.at, digests.len() as u64);
+        out.write(&tar_header(Section::Digests, digests.len() as u64))?;
+    }
     Ok(table)
+}
+
+/// Writes the table of contents and notes it in what a bootstrap says of the blob.
+fn write_toc<W: Write>(out: &mut Hashing<W>, toc: &Toc, info: &mut BlobInfo) -> io::Result<Vec<u8>> {
+    let bytes = toc_with_header(toc);
+    info.toc_size = bytes.len() as u32;
+    info.toc_digest = Algorithm::Sha256.digest(&bytes);
+    out.write(&bytes)?;
+    Ok(bytes)
 }
 
 fn toc_with_header(toc: &Toc) -> Vec<u8> {
@@ -285,6 +401,57 @@ fn toc_with_header(toc: &Toc) -> Vec<u8> {
     let header = tar_header(Section::Toc, bytes.len() as u64);
     bytes.extend_from_slice(&header);
     bytes
+}
+
+/// Chunks that lie in an object that is there already: an original layer.
+#[derive(Debug)]
+pub struct Reference {
+    /// Name of the object.
+    pub id: BlobId,
+    /// Its size.
+    pub stored_size: u64,
+    /// Gzip if it is a gzip stream, else none.
+    pub compressor: Compressor,
+    /// How chunks are named.
+    pub algorithm: Algorithm,
+    /// The chunks, in the order of their index.
+    pub chunks: Vec<Chunk>,
+    /// The points at which the stream is entered, in the order of their index.
+    pub points: Vec<Arc<Container>>,
+}
+
+impl<W: Write> Sealed<W> {
+    /// Writes the chunk table of `reference` and what follows it into an object of its own.
+    ///
+    /// # Errors
+    ///
+    /// If `out` cannot be written.
+    pub fn reference(out: W, form: Form, reference: Reference) -> io::Result<Self> {
+        let Reference { id, stored_size, compressor, algorithm, chunks, points } = reference;
+        let mut out = Hashing::new(out);
+        let mut toc = Toc::default();
+        if chunks.is_empty() {
+            return Ok(Self { out, form, info: None, chunks, toc, toc_bytes: None });
+        }
+        let zran = if compressor == Compressor::Gzip { features::ZRAN } else { 0 };
+        let mut info = BlobInfo {
+            stored_size,
+            plain_size: chunks.last().map_or(0, |chunk| chunk.plain.end.next_multiple_of(PAGE)),
+            chunk_count: chunks.len() as u32,
+            features: form.features() | features::ALIGNED | features::CHUNK_INFO_V2 | features::SEPARATE | zran,
+            ..BlobInfo::new(id, compressor, algorithm)
+        };
+        // What is stored elsewhere tells nothing of how the table is: it always is zstd.
+        info.table = Some(write_tables(&mut out, form, &info, &chunks, &points, Compressor::Zstd, &mut toc)?);
+        let mut toc_bytes = None;
+        if form == Form::Toc {
+            toc_bytes = Some(write_toc(&mut out, &toc, &mut info)?);
+        }
+        if !form.inline() {
+            (info.meta_digest, info.meta_size) = (out.digest(), out.at);
+        }
+        Ok(Self { out, form, info: Some(info), chunks, toc, toc_bytes })
+    }
 }
 
 /// A blob whose chunks are complete.
@@ -376,16 +543,15 @@ mod tests {
     use crate::blob::section;
     use crate::verified::Verified;
 
-    fn write(
-        form: Form,
-        compressor: Compressor,
-        contents: &[Vec<u8>],
-        bootstrap: &[u8],
-    ) -> (Vec<u8>, Option<BlobInfo>, Vec<Chunk>) {
-        let mut writer = BlobWriter::new(Vec::new(), form, compressor, Algorithm::Blake3);
+    fn write(options: &Options, contents: &[Vec<u8>], bootstrap: &[u8]) -> (Vec<u8>, Option<BlobInfo>, Vec<Chunk>) {
+        let mut writer = BlobWriter::new(Vec::new(), options.clone());
         for plain in contents {
-            let (codec, bytes) = codec::encode(compressor, plain);
+            let (codec, bytes) = codec::encode(options.compressor, plain);
             let digest = Algorithm::Blake3.digest(plain);
+            if options.batch_size.is_some_and(|limit| plain.len() < limit as usize / 2) {
+                writer.append_small(digest, None, plain).expect("memory");
+                continue;
+            }
             let chunk = StoredChunk { digest, crc32: None, plain_len: plain.len() as u32, codec, bytes: &bytes };
             writer.append(chunk).expect("memory");
         }
@@ -397,23 +563,35 @@ mod tests {
         (finished.out, info, chunks)
     }
 
-    fn forms() -> impl Strategy<Value = Form> {
-        prop_oneof![Just(Form::Plain), Just(Form::Toc), Just(Form::Inline), Just(Form::InlineToc)]
+    fn options() -> impl Strategy<Value = Options> {
+        let form = prop_oneof![Just(Form::Plain), Just(Form::Toc), Just(Form::Inline), Just(Form::InlineToc)];
+        let compressor = prop_oneof![Just(Compressor::None), Just(Compressor::Lz4Block), Just(Compressor::Zstd)];
+        let cipher = prop::option::of((any::<[u8; 32]>(), any::<[u8; 16]>()));
+        let batch_size = prop::option::of(prop_oneof![Just(4096), Just(8192)]);
+        (form, compressor, cipher, batch_size).prop_map(|(form, compressor, cipher, batch_size)| Options {
+            cipher: cipher.map(|(key, iv)| Cipher { key, iv }),
+            batch_size,
+            ..Options::new(form, compressor, Algorithm::Blake3)
+        })
     }
 
     proptest! {
         #[test]
         fn a_blob_of_any_form_gives_back_table_digests_and_bootstrap(
-            contents in prop::collection::vec(prop::collection::vec(0u8..4, 1..6000), 0..12),
+            contents in prop::collection::vec(prop_oneof![
+                prop::collection::vec(0u8..4, 1..6000),
+                prop::collection::vec(any::<u8>(), 1..30),
+            ], 0..12),
             bootstrap in prop::collection::vec(0u8..9, 0..5000),
-            form in forms(),
-            compressor in prop_oneof![Just(Compressor::None), Just(Compressor::Lz4Block), Just(Compressor::Zstd)],
+            options in options(),
         ) {
-            let (blob, info, chunks) = write(form, compressor, &contents, &bootstrap);
+            let form = options.form;
+            let (blob, info, chunks) = write(&options, &contents, &bootstrap);
             prop_assert_eq!(info.is_some(), !contents.is_empty());
             if let Some(info) = info {
                 let range = info.table.as_ref().expect("a table").with_header();
                 let table = BlobTable::read(&info, &blob[range.start as usize..range.end as usize]).expect("own table");
+                prop_assert_eq!(table.chunks().len(), chunks.len());
                 let joined = table.with_digests(&crate::ChunkTable::new(chunks)).expect("own chunks");
                 for (chunk, plain) in joined.all().iter().zip(&contents) {
                     let stored = &blob[chunk.stored.start as usize..chunk.stored.end as usize];
@@ -436,7 +614,7 @@ mod tests {
 
     #[test]
     fn a_chunk_whose_codec_and_sizes_disagree_is_refused() {
-        let mut writer = BlobWriter::new(Vec::new(), Form::Plain, Compressor::Zstd, Algorithm::Blake3);
+        let mut writer = BlobWriter::new(Vec::new(), Options::new(Form::Plain, Compressor::Zstd, Algorithm::Blake3));
         let digest = Digest([0; 32]);
         for (plain_len, codec) in [(3, Codec::Zstd), (4, Codec::Plain), (0, Codec::Plain)] {
             let chunk = StoredChunk { digest, crc32: None, plain_len, codec, bytes: b"abc" };

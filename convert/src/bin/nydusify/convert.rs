@@ -17,7 +17,7 @@ use nydus_convert::nydusify::progress::Progress;
 use nydus_convert::oci::Platform;
 use nydus_convert::pack::Recipe;
 use nydus_convert::prefetch;
-use nydus_rafs::{Algorithm, Compressor};
+use nydus_rafs::Compressor;
 use tempfile::NamedTempFile;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -220,8 +220,8 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
                 Compression::Lz4Block => Compressor::Lz4Block,
                 Compression::Zstd => Compressor::Zstd,
             },
-            algorithm: Algorithm::Blake3,
             chunk_size: flags.fs_chunk_size.bytes(),
+            ..Recipe::default()
         },
         work_dir: work_dir.path.clone(),
         oci: flags.oci && !flags.retired.docker_v2_format,

@@ -1,3 +1,5 @@
+use std::fs;
+
 use nydus_rafs::{Bootstrap, Compressor, NodeKind, Tree};
 
 use super::*;
@@ -12,10 +14,12 @@ fn request(source: Source, path: &Path, out: &Path) -> Request {
         bootstrap: BootstrapPlace::File(out.join("bootstrap")),
         toc: false,
         blob_id: None,
-        recipe: Recipe { compressor: Compressor::Lz4Block, algorithm: Algorithm::Blake3, chunk_size: 4096 },
+        recipe: Recipe { compressor: Compressor::Lz4Block, chunk_size: 4096, ..Recipe::default() },
         prefetch: Vec::new(),
-        prefetch_table: false,
+        prefetch_policy: PrefetchPolicy::None,
         repeatable: false,
+        parent: None,
+        dictionary: None,
     }
 }
 
