@@ -134,9 +134,9 @@ impl Filesystem {
                 })
             };
             read.map_err(|error| {
-                let number = io::Error::from_raw_os_error(error.errno() as i32);
                 failed = Some(error);
-                number
+                // Never EINTR itself: whoever fills the reply would ask again, and again.
+                io::ErrorKind::Other.into()
             })
         });
         match reply.write_all_from(&mut source, len, plain.start) {
@@ -229,10 +229,10 @@ impl FileSystem for Filesystem {
     type Handle = u64;
 
     fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
+        // Not ASYNC_DIO: a direct reader then waits where no signal reaches it, until its deadline.
         let wanted = FsOptions::ASYNC_READ
             | FsOptions::PARALLEL_DIROPS
             | FsOptions::BIG_WRITES
-            | FsOptions::ASYNC_DIO
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::MAX_PAGES
             | FsOptions::CACHE_SYMLINKS

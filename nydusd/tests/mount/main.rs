@@ -6,7 +6,10 @@ mod daemon;
 mod disk;
 mod disks;
 mod fixture;
+mod kills;
 mod origin;
+mod outages;
+mod readers;
 
 use std::fs::File;
 use std::io::Read;
@@ -21,6 +24,7 @@ use nix::sys::signal::Signal;
 use nydusd::api::MountRequest;
 use nydusd::api::types::DaemonState;
 use origin::{Mood, Origin};
+use readers::reader;
 
 /// What directory builds of `base` show differently from their source (fixtures' README).
 const BUILT: &[&str] = &["mtime:/", "mtime_nsec:/", "nlink:/hard/sym", "nlink:/hard/sym-link2"];
@@ -226,11 +230,6 @@ fn large_files(root: &Path) -> Vec<PathBuf> {
     files.retain(|(_, path)| path != root && path.exists());
     files.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
     files.into_iter().map(|(_, path)| path).collect()
-}
-
-/// Starts a program that reads a file, in a process of its own, since it may have to be killed.
-fn reader(path: &Path) -> std::process::Child {
-    Command::new("cat").arg(path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 #[test]

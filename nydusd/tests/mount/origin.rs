@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 /// What the registry does with requests for blobs.
@@ -33,7 +35,7 @@ struct Inner {
 
 /// A registry on a port of its own; it goes with its runtime.
 pub(crate) struct Origin {
-    _runtime: tokio::runtime::Runtime,
+    runtime: Option<Runtime>,
     mood: watch::Sender<Mood>,
     inner: Inner,
     address: String,
@@ -41,14 +43,29 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) fn serve(dir: PathBuf, mood: Mood) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (sender, receiver) = watch::channel(mood);
         let inner = Inner { dir, mood: receiver, requests: Arc::default(), held: Arc::default() };
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let router = Router::new().fallback(answer).with_state(inner.clone());
+        let mut origin = Self { runtime: None, mood: sender, inner, address: "127.0.0.1:0".to_owned() };
+        origin.rise();
+        origin
+    }
+
+    /// Goes down: connections break, new ones are refused.
+    pub(crate) fn fall(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+        self.inner.held.store(0, Ordering::SeqCst);
+    }
+
+    /// Comes up (again), at the same address.
+    pub(crate) fn rise(&mut self) {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(&self.address)).unwrap();
+        self.address = listener.local_addr().unwrap().to_string();
+        let router = Router::new().fallback(answer).with_state(self.inner.clone());
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Self { _runtime: runtime, mood: sender, inner, address }
+        self.runtime = Some(runtime);
     }
 
     pub(crate) fn set(&self, mood: Mood) {
@@ -71,10 +88,10 @@ impl Origin {
 
 async fn answer(State(inner): State<Inner>, request: Request) -> Response {
     let status = |status: StatusCode| Response::builder().status(status).body(Body::empty()).unwrap();
+    inner.requests.fetch_add(1, Ordering::SeqCst);
     let Some(id) = request.uri().path().strip_prefix("/v2/library/test/blobs/sha256:") else {
         return status(if request.uri().path() == "/v2/" { StatusCode::OK } else { StatusCode::NOT_FOUND });
     };
-    inner.requests.fetch_add(1, Ordering::SeqCst);
     let mut mood = inner.mood.clone();
     if *mood.borrow_and_update() == Mood::Hold {
         inner.held.fetch_add(1, Ordering::SeqCst);
