@@ -21,6 +21,8 @@ const ROOT: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.nydus";
 const ADDRESS: &str = "/run/containerd-nydus/containerd-nydus-grpc.sock";
 const SYSTEM_ADDRESS: &str = "/run/containerd-nydus/system.sock";
 const NYDUSD_CONFIG: &str = "/etc/nydus/nydusd-config.json";
+/// containerd's own socket.
+const IMAGE_SERVICE: &str = "/run/containerd/containerd.sock";
 /// As the replaced program: in MB.
 const LOG_ROTATION: u64 = 100;
 
@@ -111,6 +113,8 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     /// Whether registries' certificates go unchecked.
     pub skip_verify: bool,
+    /// containerd's socket, if kubelet's image service is served.
+    pub image_service: Option<PathBuf>,
 }
 
 impl Config {
@@ -209,6 +213,10 @@ impl Config {
             }
             _ => None,
         };
+        let image_service = keys
+            .flag("remote.auth.enable_cri_keychain")
+            .unwrap_or(false)
+            .then(|| keys.text("remote.auth.image_service_address").unwrap_or(IMAGE_SERVICE).into());
         let config = Self {
             address,
             owner: owner(&keys, "uid", "gid")?,
@@ -226,6 +234,7 @@ impl Config {
             volatile: keys.flag("snapshot.enable_overlayfs_volatile").unwrap_or(false),
             cache: keys.text("cache_manager.cache_dir").map(PathBuf::from),
             skip_verify: keys.flag("remote.skip_ssl_verify").unwrap_or(false),
+            image_service,
             root,
         };
         Ok((config, warnings))

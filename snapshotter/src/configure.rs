@@ -15,7 +15,8 @@ use nydus_backend::registry::Reference;
 use nydusd::config::{ConfigError, Template};
 
 use crate::credentials::{self, Found};
-use crate::labels::{self, Labels};
+use crate::keychain::Keychain;
+use crate::labels::{self, Labels, PullSecret};
 
 /// Tells a mirror which registry a request is meant for.
 const MIRROR_HEADER: &str = "X-Dragonfly-Registry";
@@ -73,6 +74,7 @@ pub fn fill(
     labels: &Labels,
     work_dir: &Path,
     skip_verify: bool,
+    keychain: &Keychain,
     earlier: Option<&Path>,
 ) -> Result<Filled, ConfigureError> {
     let layer = labels::parse(labels)?;
@@ -96,14 +98,15 @@ pub fn fill(
         let scheme = template.backend("scheme").and_then(|scheme| scheme.as_str()).filter(|scheme| !scheme.is_empty());
         let registry = format!("{}://{host}", scheme.unwrap_or("https"));
         template.set_mirror_header(MIRROR_HEADER, &registry, false);
-        authenticate(&mut template, &layer, reference.registry(), earlier);
+        let secret = layer.secret.clone().or_else(|| keychain.find(&reference));
+        authenticate(&mut template, secret.as_ref(), reference.registry(), earlier);
     }
     template.config()?;
     Ok(Filled { text: template.to_json(), image: layer.image })
 }
 
-fn authenticate(template: &mut Template, layer: &labels::Layer, registry: &str, earlier: Option<&Path>) {
-    match credentials::find(layer.secret.as_ref(), registry) {
+fn authenticate(template: &mut Template, secret: Option<&PullSecret>, registry: &str, earlier: Option<&Path>) {
+    match credentials::find(secret, registry) {
         Some(found) => set_credential(template, &found),
         None => {
             let Some(before) = earlier.and_then(|path| Template::load(path).ok()) else { return };
@@ -178,7 +181,8 @@ mod tests {
 
     fn filled(template: &str, labels: &Labels, earlier: Option<&Path>) -> Value {
         let template = Template::parse(template).expect("a template");
-        let filled = fill(template, 7, labels, Path::new("/cache"), false, earlier).expect("filled");
+        let filled =
+            fill(template, 7, labels, Path::new("/cache"), false, &Keychain::default(), earlier).expect("filled");
         serde_json::from_str(&filled.text).expect("JSON")
     }
 
@@ -212,8 +216,8 @@ mod tests {
     #[test]
     fn an_image_without_a_reference_needs_a_backend_that_does_not_ask() {
         let template = Template::parse(GUIDE).expect("a template");
-        let error =
-            fill(template, 7, &Labels::new(), Path::new("/cache"), false, None).expect_err("no registry is known");
+        let error = fill(template, 7, &Labels::new(), Path::new("/cache"), false, &Keychain::default(), None)
+            .expect_err("no registry is known");
         assert!(error.to_string().contains("disable_snapshot_annotations"), "{error}");
         let local = r#"{"device":{"backend":{"type":"localfs","config":{"dir":"/blobs"}},"cache":{"type":"blobcache","config":{}}},"mode":"direct"}"#;
         assert_eq!(filled(local, &Labels::new(), None)["device"]["backend"]["config"], json!({"dir": "/blobs"}));
@@ -225,7 +229,7 @@ mod tests {
         let path = dir.path().join("deep/config.json");
         let template = Template::parse(GUIDE).expect("a template");
         let pulled = labels("nowhere.invalid/a:1", Some(("me", "pw")));
-        let first = fill(template, 7, &pulled, Path::new("/cache"), false, None).expect("filled");
+        let first = fill(template, 7, &pulled, Path::new("/cache"), false, &Keychain::default(), None).expect("filled");
         write(&path, &first.text).expect("written");
         assert_eq!(path.metadata().expect("there").permissions().mode() & 0o7777, 0o600);
         let again = filled(GUIDE, &labels("nowhere.invalid/a:1", None), Some(&path));

@@ -20,6 +20,7 @@ use nydusd::config::Template;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Found;
+use crate::keychain::Keychain;
 use crate::layout::Layout;
 use crate::meta::{Meta, Record};
 use crate::status::SnapshotError;
@@ -83,6 +84,8 @@ pub struct Settings {
     pub work_dir: PathBuf,
     /// Whether registries' certificates go unchecked.
     pub skip_verify: bool,
+    /// What kubelet pulled with.
+    pub keychain: Keychain,
 }
 
 /// Owner of the root directory of an image.

@@ -14,6 +14,8 @@ pub mod credentials;
 pub mod daemons;
 pub mod filter;
 pub mod grpc;
+pub mod image_service;
+pub mod keychain;
 pub mod labels;
 pub mod layout;
 pub mod meta;

@@ -15,6 +15,8 @@ use crate::cache::Cache;
 use crate::config::{Config, find_program};
 use crate::daemons::{self, Daemons};
 use crate::grpc::Service;
+use crate::image_service::ImageService;
+use crate::keychain::Keychain;
 use crate::layout::Layout;
 use crate::meta::Meta;
 use crate::metrics::Metrics;
@@ -53,6 +55,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let meta = Arc::new(Meta::open(&layout.records()).context("opening the snapshot records")?);
 
     let (work_dir, ours) = work_dir(&config, &template, &layout);
+    let keychain = Keychain::default();
     let settings = daemons::Settings {
         nydusd,
         mode: config.mode,
@@ -63,6 +66,7 @@ pub async fn serve(config: Config) -> Result<()> {
         end_on_close: config.end_on_close,
         work_dir: work_dir.clone(),
         skip_verify: config.skip_verify,
+        keychain: keychain.clone(),
     };
     let daemons = Daemons::new(layout.clone(), settings, template, meta.clone());
     // Everything that may be in the way is found before a nydusd is started or touched.
@@ -110,7 +114,10 @@ pub async fn serve(config: Config) -> Result<()> {
     }
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
+    let v1 = config.image_service.clone().map(|socket| ImageService::<false>::new(socket, keychain.clone()));
+    let alpha = config.image_service.clone().map(|socket| ImageService::<true>::new(socket, keychain));
+    let router = tonic::transport::Server::builder().add_service(service);
+    let server = router.add_optional_service(v1).add_optional_service(alpha).serve_with_incoming_shutdown(
         UnixListenerStream::new(listener),
         async {
             // A sender that is gone means stop as well.

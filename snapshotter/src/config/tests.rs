@@ -31,9 +31,10 @@ fn flags_override_the_file_and_the_file_the_defaults() {
 
 #[test]
 fn unknown_and_ignored_keys_are_warned_of_by_name() {
-    let file = "rot = \"/x\"\n[daemon]\nnydus_path = \"x\"\nfailover_policy = \"resend\"\n[remote.auth]\nenable_cri_keychain = true\n[new]\nx = 1";
+    let file = "rot = \"/x\"\n[daemon]\nnydus_path = \"x\"\nfailover_policy = \"resend\"\n[remote.auth]\nenable_kubeconfig_keychain = true\n[new]\nx = 1";
     let (_, warnings) = resolved(file, &Cli::default()).expect("valid");
-    for name in ["rot", "daemon.nydus_path", "daemon.failover_policy", "remote.auth.enable_cri_keychain", "new"] {
+    for name in ["rot", "daemon.nydus_path", "daemon.failover_policy", "remote.auth.enable_kubeconfig_keychain", "new"]
+    {
         assert_eq!(
             warnings.iter().filter(|warning| warning.contains(&format!("key {name} "))).count(),
             1,

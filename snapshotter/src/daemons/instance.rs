@@ -48,8 +48,15 @@ impl Inner {
         let daemon = daemon.name.clone();
         let work = tokio::task::spawn_blocking(move || -> Result<Prepared, ServeError> {
             let found = bootstrap::find(&upper)?;
-            let filled =
-                configure::fill(template, image, &labels, &settings.work_dir, settings.skip_verify, Some(&file))?;
+            let filled = configure::fill(
+                template,
+                image,
+                &labels,
+                &settings.work_dir,
+                settings.skip_verify,
+                &settings.keychain,
+                Some(&file),
+            )?;
             configure::write(&file, &filled.text)?;
             let instance = Instance { id: image, daemon, image: filled.image, blobs: found.blobs, stage };
             meta.set_instance(&instance)?;

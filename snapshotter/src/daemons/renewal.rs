@@ -1,7 +1,8 @@
 //! The current pull credential of a mounted image, for a nydusd whose registry refuses the one that it has.
 //!
 //! nydusd asks only after a refusal, so what the image's configuration file holds is what was refused. Another credential is
-//! looked for in the labels of later pulls of the same repository and in docker's configuration; it goes into the file, which
+//! looked for among those that kubelet pulled with, in the labels of later pulls of the same repository and in docker's
+//! configuration; it goes into the file, which
 //! a restarted nydusd reads, and into the answer. Once all are refused the memory of refusals ends, because a registry
 //! may believe again what it did not.
 
@@ -46,7 +47,9 @@ impl Inner {
             && let Some(reference) = reference
         {
             let refused = self.refused(image, configure::credential(&template));
-            let pulls = self.pulls_of(&reference)?;
+            let mut pulls = self.pulls_of(&reference)?;
+            // It may be of the same pull as a label, and never of an older one.
+            pulls.splice(0..0, self.settings.keychain.find(&reference));
             match credentials::find_other(&pulls, reference.registry(), &refused) {
                 Some(found) => {
                     configure::set_credential(&mut template, &found);
