@@ -13,6 +13,7 @@ use nydus_rafs::Algorithm;
 use nydus_tests::authority::Authority;
 use nydus_tests::bed::{Bed, REPOSITORY};
 use nydus_tests::cri::{Container, Cri, Ended};
+use nydus_tests::front::{PASSWORD, USER};
 use nydus_tests::needs::{CONTAINERD, Need, met};
 use nydus_tests::node::{Node, Private, Setup};
 use nydus_tests::process::run;
@@ -247,4 +248,44 @@ async fn an_authority_that_is_not_believed_is_an_error_that_names_the_registry()
     }
     ensure!(bed.front.seen.tokens.load(Ordering::Relaxed) == tokens, "a credential was shown to a stranger");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kubelet_pulls_with_serves_lazy_reads_and_its_next_pull_those_of_old_containers() -> Result<()> {
+    if skip() {
+        return Ok(());
+    }
+    let bed = bed("kubelet").await?;
+    let mut setup = Setup { image_service: true, ..bed.setup() };
+    // Nobody has logged in on this node.
+    let nobody = bed.scratch.dir("nobody")?;
+    setup.private = setup.private.map(|private| Private { docker_config: nobody, ..private });
+    let node = Node::start(&bed.scratch.dir("n")?, &setup)?;
+    let containers = Cri::connect(&node.containerd.socket, &node.dir.join("pods")).await?;
+    let images = Cri::connect(&node.dir.join("snap.sock"), &node.dir.join("pods")).await?;
+    images.pull_as(&setup.pause, USER, PASSWORD).await?;
+    images.pull_as(&bed.image(), USER, PASSWORD).await?;
+    // Addresses of blobs are signed and need no secret: they must not outlive one here.
+    bed.front.set_life(Duration::from_secs(2));
+    let container = idle(&containers, "reader", &bed).await?;
+    check(&containers, &container, 0, &node).await?;
+
+    // The secret expires under the running container: an error that says what to do.
+    bed.front.set_password("the next one");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let begin = Instant::now();
+    let refused = read(&containers, &container, 8).await?;
+    ensure!(refused.code != 0, "a revoked secret still reads: {refused:?}");
+    ensure!(begin.elapsed() < Duration::from_secs(30), "a refusal took {:?}", begin.elapsed());
+    ensure!(node.snapshotter.log().contains("pull the image again"), "{}", node.snapshotter.log());
+
+    // kubelet pulls for another pod, and the old one reads on, with the file that failed too.
+    images.pull_as(&bed.image(), USER, "the next one").await?;
+    for number in [8, 16] {
+        check(&containers, &container, number, &node).await?;
+    }
+    for (name, log) in [("snapshotter", node.snapshotter.log()), ("nydusd", node.nydusd_log())] {
+        ensure!(!log.contains(PASSWORD) && !log.contains("the next one"), "{name} logs a secret");
+    }
+    containers.remove(container).await
 }

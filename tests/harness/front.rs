@@ -64,6 +64,7 @@ struct Shared {
     life: AtomicU64,
     begin: Instant,
     tokens: Mutex<HashMap<String, Token>>,
+    password: Mutex<String>,
     seen: Arc<Seen>,
     registry_sky: Sky,
     store_sky: Sky,
@@ -116,6 +117,7 @@ impl Front {
             life: AtomicU64::new(300_000),
             begin: Instant::now(),
             tokens: Mutex::default(),
+            password: Mutex::new(PASSWORD.to_owned()),
             seen: Arc::clone(&seen),
             registry_sky: Sky::default(),
             store_sky: Sky::default(),
@@ -152,6 +154,12 @@ impl Front {
         lock(&self.shared.tokens).clear();
     }
 
+    /// Has only this password good from now on, and no token that another one got.
+    pub fn set_password(&self, password: &str) {
+        *lock(&self.shared.password) = password.to_owned();
+        self.revoke();
+    }
+
     /// Takes registry, token service and store away, until [`Front::reopen`].
     pub fn shut(&self) {
         self.gates.iter().for_each(Gate::shut);
@@ -174,17 +182,17 @@ impl Front {
 
     /// Returns docker's configuration of somebody who has logged in here.
     pub fn docker_config(&self) -> String {
-        let header = credential().basic_header().unwrap_or_default();
+        let header = self.shared.credential().basic_header().unwrap_or_default();
         let auth = header.trim_start_matches("Basic ");
         json!({"auths": {&self.host: {"auth": auth}}}).to_string()
     }
 }
 
-fn credential() -> Credential {
-    Credential::Basic { user: USER.into(), password: PASSWORD.into() }
-}
-
 impl Shared {
+    fn credential(&self) -> Credential {
+        Credential::Basic { user: USER.into(), password: lock(&self.password).clone() }
+    }
+
     fn life(&self) -> Duration {
         Duration::from_millis(self.life.load(Ordering::Relaxed))
     }
@@ -283,9 +291,9 @@ async fn token_answer(State(shared): State<Arc<Shared>>, request: Request) -> Re
     };
     let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
     let field = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let by_form = field("username") == Some(USER) && field("password") == Some(PASSWORD);
+    let by_form = field("username") == Some(USER) && field("password") == Some(lock(&shared.password).as_str());
     let shown = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    if !by_form && shown != credential().basic_header() {
+    if !by_form && shown != shared.credential().basic_header() {
         shared.seen.strangers.fetch_add(1, Ordering::Relaxed);
         return StatusCode::UNAUTHORIZED.into_response();
     }

@@ -30,6 +30,8 @@ pub struct Setup {
     pub containerd: Option<PathBuf>,
     /// Whether nydusd prefetches in the background.
     pub prefetch: bool,
+    /// Whether the snapshotter serves kubelet's image service, on its own socket.
+    pub image_service: bool,
     /// Bytes that the mirror keeps, if not the default.
     pub mirror_quota: Option<u64>,
 }
@@ -46,6 +48,7 @@ impl Setup {
             cri_snapshotter: "nydus",
             containerd: None,
             prefetch: false,
+            image_service: false,
             mirror_quota: None,
         }
     }
@@ -112,13 +115,18 @@ impl Node {
         let template = dir.join("nydusd-config.json");
         std::fs::write(&template, nydusd_config(dir, &mirror_url, health, setup).to_string())?;
         let snapshotter_config = dir.join("snapshotter.toml");
+        let containerd = dir.join("ctd/c.sock");
+        let image_service = setup
+            .image_service
+            .then(|| format!("\n[remote.auth]\nenable_cri_keychain = true\nimage_service_address = {containerd:?}\n"));
         std::fs::write(
             &snapshotter_config,
             format!(
                 "version = 1\nroot = \"{0}/snap\"\naddress = \"{0}/snap.sock\"\ndaemon_mode = \"shared\"\n\n[daemon]\n\
-                 nydusd_config = \"{0}/nydusd-config.json\"\nnydusd_path = \"{1}\"\n\n[log]\nlevel = \"debug\"\nlog_to_stdout = true\n",
+                 nydusd_config = \"{0}/nydusd-config.json\"\nnydusd_path = \"{1}\"\n\n[log]\nlevel = \"debug\"\nlog_to_stdout = true\n{2}",
                 dir.display(),
-                shoal("nydusd")?.display()
+                shoal("nydusd")?.display(),
+                image_service.unwrap_or_default()
             ),
         )?;
         let docker_config = setup.private.as_ref().map(|private| private.docker_config.clone());
