@@ -1,6 +1,8 @@
-//! The commands of `nydusify`: images in registries.
+//! The commands of `nydusify`: images in registries and OCI layouts.
 
 pub mod convert;
+pub mod layout;
+pub mod place;
 pub mod progress;
 
 mod bundle;

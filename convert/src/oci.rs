@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// Media types and annotation keys.
 pub mod names {
@@ -24,6 +25,8 @@ pub mod names {
     pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     /// Docker image configuration.
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+    /// Docker layer; archives say this of bare tars.
+    pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
     /// Docker layer, gzip.
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     /// Nydus blob.
@@ -75,6 +78,25 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<An
 }
 
 impl Descriptor {
+    /// Names `size` bytes with this digest.
+    pub fn new(media_type: &str, digest: &str, size: u64) -> Self {
+        Self {
+            media_type: media_type.to_owned(),
+            digest: digest.to_owned(),
+            size,
+            urls: Vec::new(),
+            annotations: Annotations::new(),
+            platform: None,
+            artifact_type: None,
+        }
+    }
+
+    /// Names these bytes.
+    pub fn of(media_type: &str, bytes: &[u8]) -> Self {
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(bytes)));
+        Self::new(media_type, &digest, bytes.len() as u64)
+    }
+
     /// Returns whether this names a list of manifests.
     pub fn is_index(&self) -> bool {
         self.media_type == names::OCI_INDEX || self.media_type == names::DOCKER_INDEX

@@ -47,13 +47,22 @@ pub(super) fn pack(members: &[Member]) -> io::Result<Bundle> {
     Ok(Bundle { bytes, digest, diff_id })
 }
 
-fn header(tar: &mut Vec<u8>, name: &str, mode: u32, size: u64, kind: u8) {
+/// The largest size that eleven octal digits tell.
+const MAX_OCTAL: u64 = 0o777_7777_7777;
+
+/// Appends the header of an entry; its name has at most 100 bytes.
+pub(super) fn header(tar: &mut Vec<u8>, name: &str, mode: u32, size: u64, kind: u8) {
     let mut block = [0_u8; 512];
     block[..name.len()].copy_from_slice(name.as_bytes());
     block[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
     block[108..116].copy_from_slice(b"0000000\0");
     block[116..124].copy_from_slice(b"0000000\0");
-    block[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    if size <= MAX_OCTAL {
+        block[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    } else {
+        block[124] = 0x80;
+        block[128..136].copy_from_slice(&size.to_be_bytes());
+    }
     block[136..148].copy_from_slice(b"00000000000\0");
     block[148..156].fill(b' ');
     block[156] = kind;

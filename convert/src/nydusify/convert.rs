@@ -1,4 +1,4 @@
-//! `nydusify convert`: an image of a registry to a RAFS image in a registry.
+//! `nydusify convert`: an image to a RAFS image, each in a registry or in an OCI layout.
 //!
 //! All layers of a platform are fetched, converted and pushed at the same time, as many as memory allows. Once their
 //! trees are known, [`crate::overlay`] makes one of them, which becomes the bootstrap layer. Then everything that was pushed
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use nydus_backend::registry::{BlobRequest, Client, Reference};
+use nydus_backend::registry::Reference;
 use nydus_rafs::{BlobInfo, Bootstrap, Chunk, Digest, codec};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -22,8 +22,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bundle::{self, Member};
 pub use super::fetch::Wanted;
-use super::fetch::{self, Found, persist};
+use super::fetch::{self, Found};
 use super::layer::{self, Made, Pieces, Workshop};
+use super::place::{Place, PlaceError};
 use super::progress::Progress;
 use super::push::Destination;
 use crate::bootstrap::{self, Blob, Style};
@@ -47,12 +48,12 @@ const MAX_BOOTSTRAP: u64 = 2 << 30;
 pub struct Request {
     /// The source image.
     pub source: Reference,
-    /// Speaks to the source's registry.
-    pub source_client: Client,
+    /// Where it lies.
+    pub origin: Place,
     /// The target image; a tag.
     pub target: Reference,
-    /// Speaks to the target's registry.
-    pub target_client: Client,
+    /// Where it goes.
+    pub destination: Place,
     /// Which platforms of an index.
     pub wanted: Wanted,
     /// How chunks are made.
@@ -96,26 +97,17 @@ fn nanos(since: Instant) -> u64 {
 /// If the source is not a readable image, if anything cannot be pushed, or if what was pushed is not the source.
 pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metrics) -> anyhow::Result<String> {
     let begun = Instant::now();
-    let repository = request.source.repository();
-    let tag = match (request.target.tag(), request.target.digest()) {
-        (_, Some(_)) => bail!("the target {} names a digest; name a tag", request.target),
-        (tag, None) => tag.unwrap_or("latest").to_owned(),
-    };
-    let (found, index) = fetch::manifests(&request.source_client, repository, request.source.target(), &request.wanted)
+    if request.target.digest().is_some() {
+        bail!("the target {} names a digest; name a tag", request.target);
+    }
+    let (found, index) = fetch::manifests(&request.origin, request.source.target(), &request.wanted)
         .await
         .with_context(|| format!("reading {}", request.source))?;
     metrics.source_pull_elapsed = nanos(begun);
     let pool = Pool::for_this_machine().context("starting worker threads")?;
     let workshop =
         Workshop { pool: Arc::new(pool), recipe: request.recipe, work_dir: Arc::from(request.work_dir.as_path()) };
-    let same_host = request.source_client.host() == request.target_client.host();
-    let sibling = (same_host && repository != request.target.repository()).then(|| repository.to_owned());
-    let destination = Destination {
-        client: request.target_client.clone(),
-        repository: request.target.repository().to_owned(),
-        sibling,
-        too_large: Arc::default(),
-    };
+    let destination = Destination::new(request.destination.clone(), request.target.clone(), &request.origin);
     let mut manifests = Vec::new();
     for found in found {
         let platform = found.descriptor.platform.as_ref().map_or_else(String::new, Platform::to_string);
@@ -130,21 +122,14 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         (Ok([one]), _) => (one.descriptor.media_type, one.bytes),
         (Err(several), index) => {
             for one in &several {
-                put(&destination, &one.descriptor.digest, &one.descriptor.media_type, &one.bytes).await?;
+                destination.put(&one.descriptor.digest, &one.descriptor.media_type, &one.bytes).await?;
             }
             join(several, index, request.oci)?
         }
     };
-    put(&destination, &tag, &media_type, &bytes).await?;
+    destination.tag(&media_type, &bytes).await?;
     metrics.target_push_elapsed += nanos(pushing);
     Ok(format!("sha256:{}", hex::encode(Sha256::digest(&bytes))))
-}
-
-async fn put(destination: &Destination, target: &str, media_type: &str, bytes: &Bytes) -> anyhow::Result<()> {
-    let Destination { client, repository, .. } = destination;
-    persist("pushing the manifest", async || client.put_manifest(repository, target, media_type, bytes.clone()).await)
-        .await
-        .map(drop)
 }
 
 /// Makes the index of several converted manifests.
@@ -192,9 +177,7 @@ impl Image<'_> {
         }
         fetch::refuse_artifact(&manifest)?;
         let begun = Instant::now();
-        let client = &self.request.source_client;
-        let repository = self.request.source.repository();
-        let mut config = fetch::config(client, repository, &manifest.config).await?;
+        let mut config = fetch::config(&self.request.origin, &manifest.config).await?;
         let diff_ids = diff_ids(&config, manifest.layers.len())?;
         metrics.source_pull_elapsed += nanos(begun);
         let begun = Instant::now();
@@ -222,7 +205,7 @@ impl Image<'_> {
         let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(&config)));
         self.destination.push_bytes(&config_digest, config.clone()).await?;
         let mut layers = blob_descriptors;
-        let mut bootstrap = plain_descriptor(
+        let mut bootstrap = Descriptor::new(
             if docker { names::DOCKER_LAYER_GZIP } else { names::OCI_LAYER_GZIP },
             &bundle_digest,
             bundle_size,
@@ -259,14 +242,14 @@ impl Image<'_> {
         let manifest = Manifest {
             schema_version: 2,
             media_type: media_type.to_owned(),
-            config: plain_descriptor(config_type, &config_digest, config.len() as u64),
+            config: Descriptor::new(config_type, &config_digest, config.len() as u64),
             layers,
             subject: None,
             annotations,
         };
         let bytes = Bytes::from(serde_json::to_vec(&manifest).context("writing the manifest")?);
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
-        let mut out = plain_descriptor(media_type, &digest, bytes.len() as u64);
+        let mut out = Descriptor::new(media_type, &digest, bytes.len() as u64);
         out.platform = descriptor.platform;
         Ok(Converted { descriptor: out, bytes })
     }
@@ -286,9 +269,8 @@ impl Image<'_> {
                 let bar = self.progress.layer(name, layer.size);
                 bar.say("converting");
                 let rules = if number == 0 { Rules::Lowest } else { Rules::Upper };
-                let repository = self.request.source.repository();
-                let client = &self.request.source_client;
-                let made = layer::make(self.workshop, client, repository, layer, diff_id, rules, bar.clone()).await?;
+                let origin = &self.request.origin;
+                let made = layer::make(self.workshop, origin, layer, diff_id, rules, bar.clone()).await?;
                 bar.say("pushing");
                 let digest = format!("sha256:{}", made.digest);
                 let sent = self.destination.push(&digest, made.size, &made.file).await?;
@@ -304,8 +286,7 @@ impl Image<'_> {
 
     /// Reads everything back from the target's registry and compares it with the source.
     async fn verify(&self, bootstrap: &Descriptor, expected: Expected) -> anyhow::Result<u64> {
-        let Destination { client, repository, .. } = self.destination;
-        let gzip = fetch::blob(client, repository, bootstrap, bootstrap.size).await?;
+        let gzip = fetch::blob(&self.destination.place, bootstrap, bootstrap.size).await?;
         let image = tokio::task::spawn_blocking(move || {
             let bytes = bundle::bootstrap(&gzip, MAX_BOOTSTRAP)?;
             anyhow::Ok(Bootstrap::open(bytes)?)
@@ -334,7 +315,6 @@ impl Image<'_> {
         blob: usize,
         digest: &str,
     ) -> anyhow::Result<verify::Sound> {
-        let Destination { client, repository, .. } = self.destination;
         let mut attempt = 0;
         loop {
             let (sender, receiver) = mpsc::channel(16);
@@ -343,14 +323,14 @@ impl Image<'_> {
                 verify::check_blob(&image, blob, Pieces { receiver, piece: Bytes::new() })
             });
             let sending = async {
-                let mut stream = client.blob(repository, digest, &BlobRequest::default()).await?;
+                let mut stream = self.destination.place.blob(digest, 0, u64::MAX).await?;
                 while let Some(piece) = stream.next().await? {
                     // The checker stops after the last chunk.
                     if sender.send(Ok(piece)).await.is_err() {
                         break;
                     }
                 }
-                Ok::<_, nydus_backend::registry::RegistryError>(())
+                Ok::<_, PlaceError>(())
             };
             let sent = sending.await;
             drop(sender);
@@ -431,20 +411,8 @@ fn cached_table(blob: &ImageBlob) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn plain_descriptor(media_type: &str, digest: &str, size: u64) -> Descriptor {
-    Descriptor {
-        media_type: media_type.to_owned(),
-        digest: digest.to_owned(),
-        size,
-        urls: Vec::new(),
-        annotations: Default::default(),
-        platform: None,
-        artifact_type: None,
-    }
-}
-
 fn blob_descriptor(made: &Made) -> Descriptor {
-    let mut descriptor = plain_descriptor(names::NYDUS_BLOB, &format!("sha256:{}", made.digest), made.size);
+    let mut descriptor = Descriptor::new(names::NYDUS_BLOB, &format!("sha256:{}", made.digest), made.size);
     descriptor.annotations.insert(names::ANNOTATION_BLOB.into(), "true".into());
     descriptor
 }

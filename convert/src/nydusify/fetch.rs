@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use nydus_backend::registry::{BlobRequest, Client, RegistryError};
 use sha2::{Digest as _, Sha256};
 
 use super::layer::{self, TRIES, pause};
+use super::place::{Place, PlaceError};
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 
 /// The largest image configuration that is read. Some carry long histories; none that we know of 1 MiB.
@@ -15,10 +15,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 const MAX_DEPTH: usize = 8;
 
 /// Runs `ask` again while it fails in a way that may pass.
-pub(super) async fn persist<T>(
-    what: &str,
-    mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
-) -> anyhow::Result<T> {
+pub(super) async fn persist<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, PlaceError>) -> anyhow::Result<T> {
     let mut attempt = 0;
     loop {
         match ask().await {
@@ -44,22 +41,13 @@ pub(super) struct Found {
 
 /// Reads the manifests of an image: one, or those of an index that `wanted` accepts.
 pub(super) async fn manifests(
-    client: &Client,
-    repository: &str,
+    place: &Place,
     target: &str,
     wanted: &Wanted,
 ) -> anyhow::Result<(Vec<Found>, Option<Index>)> {
-    let document = persist("reading the source's manifest", async || client.manifest(repository, target).await).await?;
+    let document = persist("reading the source's manifest", async || place.manifest(target).await).await?;
     if !document.is_index() {
-        let descriptor = Descriptor {
-            media_type: document.media_type.clone(),
-            digest: document.digest.clone(),
-            size: document.bytes.len() as u64,
-            urls: Vec::new(),
-            annotations: Default::default(),
-            platform: None,
-            artifact_type: None,
-        };
+        let descriptor = Descriptor::new(&document.media_type, &document.digest, document.bytes.len() as u64);
         let manifest = parse(&document.media_type, &document.bytes)?;
         return Ok((vec![Found { descriptor, manifest }], None));
     }
@@ -69,8 +57,7 @@ pub(super) async fn manifests(
         // What an inner index lists counts as listed in its place.
         let inner = index.manifests.remove(at);
         let digest = inner.digest.as_str();
-        let document =
-            persist("reading an index of the index", async || client.manifest(repository, digest).await).await?;
+        let document = persist("reading an index of the index", async || place.manifest(digest).await).await?;
         if !document.is_index() {
             bail!("{digest} is a manifest, and the source's index calls it an index: one of the two is damaged");
         }
@@ -84,8 +71,7 @@ pub(super) async fn manifests(
     let mut found = Vec::new();
     for descriptor in chosen {
         let digest = descriptor.digest.as_str();
-        let document =
-            persist("reading a manifest of the index", async || client.manifest(repository, digest).await).await?;
+        let document = persist("reading a manifest of the index", async || place.manifest(digest).await).await?;
         if document.is_index() {
             bail!("{digest} is an index, and the source's index calls it a manifest: one of the two is damaged");
         }
@@ -205,37 +191,26 @@ pub(super) fn refuse_artifact(manifest: &Manifest) -> anyhow::Result<()> {
 }
 
 /// Reads an image's configuration.
-pub(super) async fn config(
-    client: &Client,
-    repository: &str,
-    descriptor: &Descriptor,
-) -> anyhow::Result<serde_json::Value> {
-    let bytes = blob(client, repository, descriptor, MAX_CONFIG).await.context("reading the image's configuration")?;
+pub(super) async fn config(place: &Place, descriptor: &Descriptor) -> anyhow::Result<serde_json::Value> {
+    let bytes = blob(place, descriptor, MAX_CONFIG).await.context("reading the image's configuration")?;
     serde_json::from_slice(&bytes).context("the image's configuration cannot be understood")
 }
 
 /// Reads a blob into memory and checks its digest.
-pub(super) async fn blob(
-    client: &Client,
-    repository: &str,
-    descriptor: &Descriptor,
-    limit: u64,
-) -> anyhow::Result<Bytes> {
+pub(super) async fn blob(place: &Place, descriptor: &Descriptor, limit: u64) -> anyhow::Result<Bytes> {
     let digest = descriptor.digest.as_str();
-    let bytes = persist("reading a blob", async || {
-        client.blob(repository, digest, &BlobRequest::default()).await?.read(limit).await
-    })
-    .await?;
+    let bytes =
+        persist("reading a blob", async || place.blob(digest, 0, descriptor.size).await?.read(limit).await).await?;
     if bytes.len() as u64 != descriptor.size {
         bail!(
-            "blob {digest} of {repository} has {} bytes and the manifest tells of {}: one of the two is damaged",
+            "blob {digest} of {place} has {} bytes and the manifest tells of {}: one of the two is damaged",
             bytes.len(),
             descriptor.size
         );
     }
     let found = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
     if found != digest {
-        bail!("blob {digest} of {repository} has the digest {found}: the registry's copy is damaged");
+        bail!("blob {digest} of {place} has the digest {found}: it is damaged there");
     }
     Ok(bytes)
 }

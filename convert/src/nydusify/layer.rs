@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::{Buf as _, Bytes};
-use nydus_backend::registry::{BlobRequest, Client};
 use nydus_rafs::blob::write::Form;
 use nydus_rafs::{BlobInfo, Chunk, Digest};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::place::Place;
 use super::progress::LayerBar;
 use crate::bootstrap::{self, Blob, Style};
 use crate::layer::stream::{self, Hashing, Packing, StreamError};
@@ -61,8 +61,7 @@ pub(super) struct Workshop {
 /// Fetches and converts one layer.
 pub(super) async fn make(
     workshop: &Workshop,
-    client: &Client,
-    repository: &str,
+    place: &Place,
     source: &Descriptor,
     diff_id: &str,
     rules: Rules,
@@ -75,7 +74,7 @@ pub(super) async fn make(
         );
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let fetching = tokio::spawn(fetch(client.clone(), repository.to_owned(), source.clone(), sender, bar.clone()));
+    let fetching = tokio::spawn(fetch(place.clone(), source.clone(), sender, bar.clone()));
     let workshop = workshop.clone();
     let input = Pieces { receiver, piece: Bytes::new() };
     let making = tokio::task::spawn_blocking(move || convert(&workshop, input, stated, rules));
@@ -95,8 +94,7 @@ pub(super) async fn make(
 
 /// Downloads a blob piece by piece and checks its digest and size; goes on where a broken transfer stopped.
 async fn fetch(
-    client: Client,
-    repository: String,
+    place: Place,
     source: Descriptor,
     sender: mpsc::Sender<io::Result<Bytes>>,
     bar: LayerBar,
@@ -106,15 +104,14 @@ async fn fetch(
     let mut attempt = 0;
     let mut wanted = true;
     'again: while at < source.size {
-        let request = if at == 0 { BlobRequest::default() } else { BlobRequest::range(at..source.size) };
-        let failure = match client.blob(&repository, &source.digest, &request).await {
+        let failure = match place.blob(&source.digest, at, source.size).await {
             Ok(mut stream) => loop {
                 match stream.next().await {
                     Ok(Some(piece)) => {
                         attempt = 0;
                         at += piece.len() as u64;
                         if at > source.size {
-                            bail!("the registry sends more than the {} bytes that the manifest tells of", source.size);
+                            bail!("{place} sends more than the {} bytes that the manifest tells of", source.size);
                         }
                         hash.update(&piece);
                         bar.add(piece.len() as u64);
@@ -122,7 +119,7 @@ async fn fetch(
                         wanted = wanted && sender.send(Ok(piece)).await.is_ok();
                     }
                     Ok(None) if at < source.size => {
-                        bail!("the registry has {at} bytes and the manifest tells of {}", source.size);
+                        bail!("{place} has {at} bytes and the manifest tells of {}", source.size);
                     }
                     Ok(None) => break 'again,
                     Err(error) => break error,
@@ -140,7 +137,7 @@ async fn fetch(
     }
     let found = format!("sha256:{}", hex::encode(hash.finalize()));
     if found != source.digest {
-        bail!("its bytes have the digest {found}: the registry's copy is damaged, push the source image again");
+        bail!("its bytes have the digest {found}: the copy in {place} is damaged, push the source image again");
     }
     Ok(())
 }

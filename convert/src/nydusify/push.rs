@@ -1,4 +1,4 @@
-//! Blobs on their way to the target repository.
+//! Blobs and manifests on their way to the target.
 
 use std::fs::File;
 use std::io;
@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{Stream, stream};
-use nydus_backend::registry::{Client, Mounted, RegistryError, Upload};
+use nydus_backend::registry::{Client, Mounted, Reference, RegistryError, Upload};
 
+use super::fetch::persist;
 use super::layer::{TRIES, pause};
+use super::place::{Place, blocking};
 
 /// How much of a file is read at once.
 const PIECE: usize = 128 << 10;
@@ -24,8 +26,9 @@ const PARTS: [u64; 4] = [64 << 20, 16 << 20, 4 << 20, 1 << 20];
 /// Where blobs go.
 #[derive(Debug, Clone)]
 pub(super) struct Destination {
-    pub(super) client: Client,
-    pub(super) repository: String,
+    pub(super) place: Place,
+    /// What the image will be called.
+    pub(super) name: Reference,
     /// A repository of the same registry that may hold the blob already.
     pub(super) sibling: Option<String>,
     /// How many of [`PARTS`] were found too large.
@@ -33,17 +36,47 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// Makes the repository have the blob; returns whether it had to be sent.
+    /// Blobs go to `place`; those that lie in another repository of the same registry may be had from there.
+    pub(super) fn new(place: Place, name: Reference, origin: &Place) -> Self {
+        let sibling = match (&place, origin) {
+            (Place::Repository { client, name }, Place::Repository { client: other, name: sibling })
+                if client.host() == other.host() && name != sibling =>
+            {
+                Some(sibling.clone())
+            }
+            _ => None,
+        };
+        Self { place, name, sibling, too_large: Arc::default() }
+    }
+
+    /// Makes the target have the blob; returns whether it had to be sent.
     pub(super) async fn push(&self, digest: &str, size: u64, file: &Arc<File>) -> anyhow::Result<bool> {
+        match &self.place {
+            Place::Repository { client, name } => self.upload(client, name, digest, size, file).await,
+            Place::Layout(layout) => {
+                let (layout, digest, file) = (Arc::clone(layout), digest.to_owned(), Arc::clone(file));
+                Ok(blocking(move || layout.add(&digest, size, &file)).await?)
+            }
+        }
+    }
+
+    async fn upload(
+        &self,
+        client: &Client,
+        repository: &str,
+        digest: &str,
+        size: u64,
+        file: &Arc<File>,
+    ) -> anyhow::Result<bool> {
         let mut attempt = 0;
         loop {
             let tried = self.too_large.load(Ordering::Relaxed);
             let part = tried.checked_sub(1).map(|index| PARTS[index]);
-            let error = match self.attempt(digest, size, part, file).await {
+            let error = match self.attempt(client, repository, digest, size, part, file).await {
                 Ok(sent) => return Ok(sent),
                 Err(error) => error,
             };
-            let named = || format!("pushing blob {digest} to {}/{}", self.client.host(), self.repository);
+            let named = || format!("pushing blob {digest} to {}", self.place);
             if error.status().is_some_and(|status| status.as_u16() == 413) {
                 if tried == PARTS.len() {
                     return Err(error).with_context(|| {
@@ -70,21 +103,23 @@ impl Destination {
 
     async fn attempt(
         &self,
+        client: &Client,
+        repository: &str,
         digest: &str,
         size: u64,
         part: Option<u64>,
         file: &Arc<File>,
     ) -> Result<bool, RegistryError> {
-        if self.client.has_blob(&self.repository, digest).await? {
+        if client.has_blob(repository, digest).await? {
             tracing::debug!(digest, "the target has the blob");
             return Ok(false);
         }
         let mut upload = match &self.sibling {
-            Some(sibling) => match self.client.mount_blob(&self.repository, digest, sibling).await? {
+            Some(sibling) => match client.mount_blob(repository, digest, sibling).await? {
                 Mounted::Done => return Ok(false),
                 Mounted::Upload(upload) => upload,
             },
-            None => self.client.start_upload(&self.repository).await?,
+            None => client.start_upload(repository).await?,
         };
         match part {
             _ if size == 0 => {}
@@ -103,19 +138,42 @@ impl Destination {
 
     /// Pushes a document that is in memory.
     pub(super) async fn push_bytes(&self, digest: &str, bytes: Bytes) -> anyhow::Result<()> {
-        let mut attempt = 0;
-        loop {
-            match self.client.push_blob(&self.repository, digest, bytes.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    attempt += 1;
-                    if attempt >= TRIES || !error.is_transient() {
-                        return Err(error).with_context(|| {
-                            format!("pushing blob {digest} to {}/{}", self.client.host(), self.repository)
-                        });
-                    }
-                    tokio::time::sleep(pause(attempt, error.retry_after())).await;
-                }
+        match &self.place {
+            Place::Repository { client, name } => {
+                let what = format!("pushing blob {digest} to {}", self.place);
+                persist(&what, async || Ok(client.push_blob(name, digest, bytes.clone()).await?)).await
+            }
+            Place::Layout(layout) => {
+                let (layout, digest) = (Arc::clone(layout), digest.to_owned());
+                blocking(move || layout.add_bytes(&digest, &bytes)).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Pushes a manifest or index that others refer to by its digest.
+    pub(super) async fn put(&self, digest: &str, media_type: &str, bytes: &Bytes) -> anyhow::Result<()> {
+        match &self.place {
+            Place::Repository { client, name } => {
+                persist("pushing a manifest", async || {
+                    Ok(client.put_manifest(name, digest, media_type, bytes.clone()).await?)
+                })
+                .await?;
+                Ok(())
+            }
+            Place::Layout(_) => self.push_bytes(digest, bytes.clone()).await,
+        }
+    }
+
+    /// Gives a manifest or index the image's name. Nobody who asks for the image sees anything of it before.
+    pub(super) async fn tag(&self, media_type: &str, bytes: &Bytes) -> anyhow::Result<()> {
+        match &self.place {
+            Place::Repository { .. } => self.put(self.name.tag().unwrap_or("latest"), media_type, bytes).await,
+            Place::Layout(layout) => {
+                let (layout, name) = (Arc::clone(layout), self.name.clone());
+                let (media_type, bytes) = (media_type.to_owned(), bytes.clone());
+                blocking(move || layout.name(&name, &media_type, &bytes)).await?;
+                Ok(())
             }
         }
     }

@@ -32,6 +32,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Returns the document that `bytes` are; `stated` is the type that whoever holds them says, if any.
+    pub fn of(stated: &str, bytes: Bytes) -> Option<Self> {
+        let media_type = media_type(stated, &bytes)?;
+        let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes)));
+        Some(Self { bytes, media_type, digest })
+    }
+
     /// Tells whether this is a list of manifests rather than one.
     pub fn is_index(&self) -> bool {
         self.media_type.contains("image.index") || self.media_type.contains("manifest.list")

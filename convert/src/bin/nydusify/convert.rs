@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +14,8 @@ use nydus_backend::http::{Proxy, Timeouts, Tls};
 use nydus_backend::registry::{Client, ClientOptions, Reference, Scheme};
 use nydus_convert::chunk_size::ChunkSize;
 use nydus_convert::nydusify::convert::{self, Metrics, Request, Wanted};
+use nydus_convert::nydusify::layout::Layout;
+use nydus_convert::nydusify::place::Place;
 use nydus_convert::nydusify::progress::Progress;
 use nydus_convert::oci::Platform;
 use nydus_convert::pack::Recipe;
@@ -34,11 +37,17 @@ pub(crate) struct Convert {
     #[arg(long, env = "SOURCE")]
     source: String,
     /// Target image
-    #[arg(long, env = "TARGET", conflicts_with = "target_suffix", required_unless_present_any = ["target_suffix", "target_archive"])]
+    #[arg(long, env = "TARGET", conflicts_with = "target_suffix", required_unless_present = "target_suffix")]
     target: Option<String>,
     /// Name the target like the source, with this added to the tag
     #[arg(long, env = "TARGET_SUFFIX", allow_hyphen_values = true)]
     target_suffix: Option<String>,
+    /// Read the source image from this archive or OCI layout directory; --source says which, and what to call it
+    #[arg(long, env = "SOURCE_ARCHIVE")]
+    source_archive: Option<PathBuf>,
+    /// Write the target image to this archive, or to this OCI layout directory (one that exists, or ends in `/`)
+    #[arg(long, env = "TARGET_ARCHIVE")]
+    target_archive: Option<PathBuf>,
     /// Do not check the certificate of the source's registry; plain HTTP is tried as well
     #[arg(long, env = "SOURCE_INSECURE")]
     source_insecure: bool,
@@ -120,10 +129,6 @@ impl Retired {
 /// What the replaced program can do and this one cannot yet: taken, and refused by name.
 #[derive(Debug, Args)]
 struct Later {
-    #[arg(long, env = "SOURCE_ARCHIVE", hide = true)]
-    source_archive: Option<PathBuf>,
-    #[arg(long, env = "TARGET_ARCHIVE", hide = true)]
-    target_archive: Option<PathBuf>,
     #[arg(long, hide = true)]
     source_backend_type: Option<String>,
     #[arg(long, hide = true)]
@@ -166,8 +171,6 @@ impl Later {
     /// Returns the first flag that asks for what cannot be done yet.
     fn first(&self) -> Option<&'static str> {
         let asked = [
-            ("--source-archive", self.source_archive.is_some()),
-            ("--target-archive", self.target_archive.is_some()),
             ("--source-backend-type", self.source_backend_type.is_some()),
             ("--source-backend-config", self.source_backend_config.is_some()),
             ("--backend-type", self.backend_type.is_some()),
@@ -205,8 +208,8 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
     let report = flags.output_json.as_deref().map(Report::begin).transpose().context("--output-json")?;
     let work_dir = WorkDir::make(&flags.work_dir).context("--work-dir")?;
     let request = Request {
-        source_client: client(&source, flags.source_insecure, flags.plain_http).await?,
-        target_client: client(&target, flags.target_insecure, flags.plain_http).await?,
+        origin: origin(flags, &source, &work_dir.path).await?,
+        destination: destination(flags, &target).await?,
         source,
         target,
         wanted: match (flags.all_platforms, flags.platform.is_empty()) {
@@ -242,6 +245,27 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
         "converted"
     );
     Ok(())
+}
+
+async fn origin(flags: &Convert, source: &Reference, work_dir: &Path) -> anyhow::Result<Place> {
+    let Some(path) = flags.source_archive.clone() else {
+        let client = client(source, flags.source_insecure, flags.plain_http).await?;
+        return Ok(Place::Repository { client, name: source.repository().to_owned() });
+    };
+    let (source, work_dir) = (source.clone(), work_dir.to_owned());
+    let opening = tokio::task::spawn_blocking(move || Layout::open(&path, &source, &work_dir));
+    let layout = opening.await.context("reading the archive stopped")?.context("--source-archive")?;
+    Ok(Place::Layout(Arc::new(layout)))
+}
+
+async fn destination(flags: &Convert, target: &Reference) -> anyhow::Result<Place> {
+    match &flags.target_archive {
+        Some(path) => Ok(Place::Layout(Arc::new(Layout::create(path).context("--target-archive")?))),
+        None => {
+            let client = client(target, flags.target_insecure, flags.plain_http).await?;
+            Ok(Place::Repository { client, name: target.repository().to_owned() })
+        }
+    }
 }
 
 fn target(flags: &Convert, source: &Reference) -> anyhow::Result<Reference> {
@@ -359,8 +383,7 @@ mod tests {
         for flag in ["--oci-ref", "--merge-platform", "--with-referrer", "--reverse"] {
             assert_eq!(flags(&["--target", "t", flag]).later.first(), Some(flag));
         }
-        let two =
-            ["--chunk-dict", "--backend-type", "--batch-size", "--source-archive", "--target-archive", "--build-cache"];
+        let two = ["--chunk-dict", "--backend-type", "--batch-size", "--build-cache"];
         for flag in two {
             assert_eq!(flags(&["--target", "t", flag, "0x1000"]).later.first(), Some(flag));
         }
