@@ -3,22 +3,18 @@
 //! Images never change, so whatever is said about them may be cached for ever, absent names included. Pseudo
 //! directories change with each mount: nothing is cached about them but that an image is mounted there, and that is
 //! revoked at unmount.
-//!
-//! A read whose bytes are all in the cache file is answered from there, into the reply, by the thread that took the
-//! request. Otherwise that thread waits for the bytes; it gives up when the kernel says that the reader was interrupted.
 
 use std::ffi::{CStr, OsStr};
 use std::io;
-use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuse_backend_rs::abi::fuse_abi::{self as abi, CreateIn, FsOptions, OpenOptions, SetattrValid, stat64, statvfs64};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, FsOptions, OpenOptions, SetattrValid, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader, ZeroCopyWriter,
 };
-use nydus_rafs::{Attr, Ino, Kind};
+use nydus_rafs::Ino;
 use tokio::runtime::Handle;
 
 use super::errno::FsError;
@@ -27,7 +23,13 @@ use super::namespace::{Namespace, Node, Table};
 use super::slot::Slot;
 use crate::instance::Instance;
 use crate::metrics::Op;
-use crate::sys::reply::{Source, empty_statvfs};
+use crate::sys::reply::empty_statvfs;
+
+mod list;
+mod read;
+mod stat;
+
+use stat::{pseudo_stat, stat_of};
 
 /// For ever, as long as the kernel understands it (the value of the program we replace).
 const FOREVER: Duration = Duration::from_secs(1 << 32);
@@ -71,80 +73,6 @@ impl Filesystem {
         }
     }
 
-    /// Copies the bytes `range` of a file into the reply; returns how many there were.
-    fn copy(
-        &self,
-        instance: &Instance,
-        ino: Ino,
-        range: Range<u64>,
-        reply: &mut dyn ZeroCopyWriter,
-    ) -> Result<usize, FsError> {
-        let mut at = range.start;
-        // Neighbouring chunks are asked for together, so that they can be fetched together.
-        let mut run: Option<(u16, Range<u64>)> = None;
-        for extent in instance.bootstrap().extents(ino, range.clone())? {
-            let extent = extent?;
-            if extent.file.start != at {
-                return Err(FsError::Gap { ino: ino.0, from: at });
-            }
-            at = extent.file.end;
-            match &mut run {
-                Some((blob, plain)) if *blob == extent.blob && plain.end == extent.plain.start => {
-                    plain.end = extent.plain.end;
-                }
-                _ => {
-                    if let Some((blob, plain)) = run.replace((extent.blob, extent.plain)) {
-                        self.copy_run(instance, ino, blob, plain, reply)?;
-                    }
-                }
-            }
-        }
-        if let Some((blob, plain)) = run {
-            self.copy_run(instance, ino, blob, plain, reply)?;
-        }
-        if at < range.end {
-            return Err(FsError::Gap { ino: ino.0, from: at });
-        }
-        Ok(usize::try_from(at - range.start).unwrap_or(usize::MAX))
-    }
-
-    /// Copies plain bytes of one blob into the reply, fetching what is missing.
-    fn copy_run(
-        &self,
-        instance: &Instance,
-        ino: Ino,
-        blob: u16,
-        plain: Range<u64>,
-        reply: &mut dyn ZeroCopyWriter,
-    ) -> Result<(), FsError> {
-        let blob = instance.blob(blob).ok_or(FsError::Gap { ino: ino.0, from: plain.start })?;
-        let len = usize::try_from(plain.end - plain.start).unwrap_or(usize::MAX);
-        let mut failed = None;
-        let mut source = Source(|buffer: &mut [u8], offset: u64| {
-            let read = if blob.serve(buffer, offset) {
-                Ok(buffer.len())
-            } else {
-                // The future is dropped when the reader gives up, and with it what it claimed.
-                self.runtime.block_on(async {
-                    tokio::select! {
-                        biased;
-                        read = blob.read(buffer, offset) => read.map_err(FsError::from),
-                        () = self.slot.interrupted() => Err(FsError::Interrupted),
-                    }
-                })
-            };
-            read.map_err(|error| {
-                failed = Some(error);
-                // Never EINTR itself: whoever fills the reply would ask again, and again.
-                io::ErrorKind::Other.into()
-            })
-        });
-        match reply.write_all_from(&mut source, len, plain.start) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(failed.take().unwrap_or(FsError::Reply(error))),
-        }
-    }
-
     fn entry(&self, instance: &Instance, mount: MountIndex, ino: Ino) -> Result<Entry, FsError> {
         let attr = instance.bootstrap().attr(ino)?;
         Ok(Entry {
@@ -170,57 +98,6 @@ impl Filesystem {
             }),
             None => Err(FsError::NoEntry),
         }
-    }
-
-    /// Lists a directory from `from` on; `add` returns whether there was room.
-    fn list(
-        &self,
-        op: Op,
-        node: u64,
-        from: u64,
-        mut add: impl FnMut(DirEntry<'_>, NodeId) -> io::Result<bool>,
-    ) -> io::Result<()> {
-        let mut add = |entry: DirEntry<'_>, node| add(entry, node).map_err(FsError::Reply);
-        let add = std::cell::RefCell::new(&mut add);
-        self.image(
-            op,
-            node,
-            |instance, mount, ino| {
-                for (position, entry) in (from..).zip(instance.bootstrap().entries(ino, from)?) {
-                    let entry = entry?;
-                    let id = NodeId::new(mount, entry.ino);
-                    let listed = DirEntry {
-                        ino: id.0,
-                        offset: position + 1,
-                        type_: directory_type(entry.kind),
-                        name: entry.name.as_bytes(),
-                    };
-                    if !(add.borrow_mut())(listed, id)? {
-                        break;
-                    }
-                }
-                Ok(())
-            },
-            |table, number| {
-                let Some(Node::Pseudo(_, pseudo)) = table.node(NodeId(number)) else {
-                    return Err(FsError::NoEntry);
-                };
-                let from = usize::try_from(from).unwrap_or(usize::MAX);
-                for (position, (name, &child)) in pseudo.children.iter().enumerate().skip(from) {
-                    let id = table.covered(child);
-                    let listed = DirEntry {
-                        ino: id.0,
-                        offset: position as u64 + 1,
-                        type_: directory_type(Kind::Directory),
-                        name: name.as_bytes(),
-                    };
-                    if !(add.borrow_mut())(listed, id)? {
-                        break;
-                    }
-                }
-                Ok(())
-            },
-        )
     }
 }
 
@@ -581,38 +458,4 @@ impl Filesystem {
             (false, Mode::Shared) => Err(shared),
         }
     }
-}
-
-fn stat_of(instance: &Instance, node: NodeId, attr: &Attr) -> stat64 {
-    // The image knows one time; all three are shown as that, as an unpacked layer would nearly have it.
-    let seconds = attr.mtime.cast_unsigned();
-    abi::Attr {
-        ino: node.0,
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: seconds,
-        mtime: seconds,
-        ctime: seconds,
-        atimensec: attr.mtime_nsec,
-        mtimensec: attr.mtime_nsec,
-        ctimensec: attr.mtime_nsec,
-        mode: attr.kind.mode() | u32::from(attr.permissions),
-        nlink: attr.nlink,
-        uid: attr.uid.unwrap_or(instance.owner().0),
-        gid: attr.gid.unwrap_or(instance.owner().1),
-        rdev: attr.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
-    .into()
-}
-
-fn pseudo_stat(number: u64) -> stat64 {
-    abi::Attr { ino: number, mode: Kind::Directory.mode() | 0o755, nlink: 2, blksize: 4096, ..abi::Attr::default() }
-        .into()
-}
-
-/// Returns the type in a directory entry: the upper bits of the mode, as `d_type` has them.
-fn directory_type(kind: Kind) -> u32 {
-    kind.mode() >> 12
 }
