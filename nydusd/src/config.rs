@@ -21,6 +21,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 mod document;
+mod registry;
 pub mod template;
 
 pub use template::Template;
@@ -355,6 +356,7 @@ impl Config {
                 "access_pattern": self.rafs.access_pattern,
                 "latest_read_files": self.rafs.latest_read_files,
                 "prefetch": prefetch,
+                "read_deadline": self.read_deadline.as_secs(),
             },
             "overlay": null,
         })

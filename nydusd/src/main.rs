@@ -30,9 +30,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if invocation.global.log_file.is_some() {
-                tracing::error!("could not start: {error:#}");
+                tracing::error!("could not start: {}", told(&error));
             }
-            say(&format!("Error: {error:#}"));
+            say(&format!("Error: {}", told(&error)));
             ExitCode::FAILURE
         }
     }
@@ -41,6 +41,17 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the last word of a program that could not start")]
 fn say(text: &str) {
     eprintln!("{text}");
+}
+
+/// Tells an error with its causes, each once: some have said already what their cause says.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn start(invocation: &Invocation) -> anyhow::Result<()> {
@@ -112,7 +123,11 @@ async fn serve(invocation: &Invocation, log: log::LevelControl) -> anyhow::Resul
     if !wait_for_takeover {
         if let Some(spec) = commanded(invocation)? {
             let daemon = daemon.clone();
-            tokio::task::spawn_blocking(move || daemon.mount(spec)).await?.context("could not mount the image")?;
+            let mounted = tokio::task::spawn_blocking(move || daemon.mount(spec)).await?;
+            mounted.with_context(|| match &global.config {
+                Some(path) => format!("could not mount the image with configuration {}", path.display()),
+                None => "could not mount the image".to_owned(),
+            })?;
         }
         daemon.run()?;
         let tuned = daemon.clone();

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::registry;
 use super::{Cache, CacheKind, Config, ConfigError, Dialect, Parsed, Prefetch, READ_DEADLINE, Rafs};
 
 /// Largest batch of requests, in bytes.
@@ -344,8 +345,8 @@ fn second(document: &Value) -> Result<Parsed, ConfigError> {
 }
 
 /// Reads a value as `T`; the error names the path of the key below `at`.
-fn typed<T: DeserializeOwned>(value: &Value, at: &str) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+fn typed<T: DeserializeOwned + Serialize>(value: &Value, at: &str) -> Result<T, ConfigError> {
+    let typed: T = serde_path_to_error::deserialize(value).map_err(|error| {
         let inner = error.path().to_string();
         let why = error.into_inner().to_string();
         // A missing field is reported at its parent: name the field itself.
@@ -354,7 +355,28 @@ fn typed<T: DeserializeOwned>(value: &Value, at: &str) -> Result<T, ConfigError>
             None => (inner, why),
         };
         ConfigError::Key { key: join(at, &inner), why }
-    })
+    })?;
+    no_lists(at, value, &kept(&typed))?;
+    Ok(typed)
+}
+
+/// Refuses a list where a table is wanted: serde takes it for the table's values without their keys.
+fn no_lists(at: &str, given: &Value, kept: &Value) -> Result<(), ConfigError> {
+    match (given, kept) {
+        (Value::Array(_), Value::Object(_)) => {
+            let key = if at.is_empty() { "." } else { at };
+            Err(ConfigError::key(key, "is a list: a table with named keys is wanted"))
+        }
+        (Value::Object(given), Value::Object(kept)) => given
+            .iter()
+            .filter_map(|(key, value)| Some((key, value, kept.get(key)?)))
+            .try_for_each(|(key, value, kept)| no_lists(&join(at, key), value, kept)),
+        (Value::Array(given), Value::Array(kept)) => {
+            let mut items = given.iter().zip(kept).enumerate();
+            items.try_for_each(|(index, (value, kept))| no_lists(&format!("{at}[{index}]"), value, kept))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn join(parent: &str, child: &str) -> String {
@@ -409,6 +431,9 @@ fn backend(
         "registry" => Backend::Registry(typed(table, at)?),
         _ => Backend::from_parts(kind, table.clone()).map_err(|error| ConfigError::key(kind_key, error.to_string()))?,
     };
+    if let Backend::Registry(registry) = &backend {
+        registry::check(registry, at)?;
+    }
     ignored.extend(backend.unknown_keys(table).into_iter().map(|key| join(at, &key)));
     Ok(backend)
 }

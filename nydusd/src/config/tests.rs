@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const GUIDE: &str = r#"{"device":{"backend":{"type":"registry","config":{"mirrors":[{"host":"http://127.0.0.1:4001","auth_through":false,"headers":{"X-Dragonfly-Registry":"https://index.docker.io"},"ping_url":"http://127.0.0.1:4003/healthy"}],"scheme":"https","skip_verify":true,"timeout":10,"connect_timeout":10,"retry_limit":2}},"cache":{"type":"blobcache","config":{"work_dir":"/var/lib/nydus/cache/"}}},"mode":"direct","digest_validate":false,"iostats_files":false,"enable_xattr":true,"fs_prefetch":{"enable":true,"threads_count":10,"merging_size":131072,"bandwidth_rate":1048576}}"#;
@@ -59,7 +61,7 @@ fn a_template_keeps_keys_that_nobody_knows() {
 #[test]
 fn a_wrong_type_names_its_key() {
     type Change = fn(&mut Value);
-    let cases: [(&str, Change); 8] = [
+    let cases: [(&str, Change); 13] = [
         ("device.cache.config.work_dir", |d| d["device"]["cache"]["config"]["work_dir"] = json!(5)),
         ("device.backend.config.dir", |d| d["device"]["backend"]["config"]["dir"] = json!({})),
         ("device.backend.type", |d| d["device"]["backend"]["type"] = json!("carrier-pigeon")),
@@ -68,6 +70,13 @@ fn a_wrong_type_names_its_key() {
         ("fs_prefetch.threads_count", |d| d["fs_prefetch"] = json!({"enable": true, "threads_count": 0})),
         ("digest_validate", |d| d["digest_validate"] = json!("yes")),
         ("amplify_io", |d| d["amplify_io"] = json!(-1)),
+        ("read_deadline", |d| d["read_deadline"] = json!(4)),
+        ("read_deadline", |d| d["read_deadline"] = json!(101)),
+        ("fs_prefetch", |d| d["fs_prefetch"] = json!([])),
+        ("device.cache.config", |d| d["device"]["cache"]["config"] = json!(["/cache"])),
+        ("device.backend.config.scheme", |d| {
+            d["device"]["backend"] = json!({"type": "registry", "config": {"scheme": "htps"}});
+        }),
     ];
     for (key, change) in cases {
         let error = parse(&v1(change)).unwrap_err().to_string();
@@ -130,6 +139,7 @@ fn the_echo_is_a_version_2_document_without_secrets() {
     let again = parse(&text).unwrap();
     assert_eq!(again.config.rafs, parsed.config.rafs);
     assert_eq!(again.config.cache, parsed.config.cache);
+    assert_eq!(again.config.read_deadline, parsed.config.read_deadline);
 }
 
 #[test]
@@ -157,5 +167,95 @@ fn the_samples_are_understood_to_the_last_key() {
         let parsed = load(&path).unwrap();
         assert_eq!(parsed.ignored, Vec::<String>::new(), "{name}");
         assert!(!parsed.config.cache.skip_verification, "{name}");
+    }
+}
+
+/// Any JSON, with the names that mean something more often than others.
+fn documents() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        prop::sample::select(vec!["", "registry", "localfs", "blobcache", "direct", "http", "/x"])
+            .prop_map(Value::from),
+        "\\PC{0,8}".prop_map(Value::from),
+    ];
+    let names = prop::sample::select(vec![
+        "device",
+        "version",
+        "mode",
+        "backend",
+        "type",
+        "config",
+        "cache",
+        "work_dir",
+        "filecache",
+        "rafs",
+        "fs_prefetch",
+        "prefetch",
+        "enable",
+        "mirrors",
+        "host",
+        "proxy",
+        "localfs",
+        "registry",
+        "dir",
+        "read_deadline",
+        "x",
+    ]);
+    leaf.prop_recursive(6, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(names.clone(), inner, 0..6)
+                .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+        ]
+    })
+}
+
+/// Puts `value` in the place of one of a document's values.
+fn replace(document: &mut Value, mut place: usize, value: Value) -> bool {
+    fn walk(at: &mut Value, place: &mut usize, value: &Value) -> bool {
+        if *place == 0 {
+            *at = value.clone();
+            return true;
+        }
+        *place -= 1;
+        match at {
+            Value::Object(map) => map.values_mut().any(|child| walk(child, place, value)),
+            Value::Array(items) => items.iter_mut().any(|child| walk(child, place, value)),
+            _ => false,
+        }
+    }
+    walk(document, &mut place, &value)
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "\\PC{0,200}", start in prop::sample::select(vec!["", "{", "[", "version = 2\n"])) {
+        let _ = parse(&format!("{start}{text}"));
+    }
+
+    #[test]
+    fn no_document_makes_the_parser_panic(document in documents()) {
+        let _ = parse(&document.to_string());
+    }
+
+    /// One value of a good document becomes another: it is understood to the end, or the error names a key.
+    #[test]
+    fn a_wrong_value_anywhere_is_an_error_that_names_a_key_or_a_document_that_survives_its_echo(
+        place in 1usize..40, value in documents(),
+    ) {
+        let mut document: Value = serde_json::from_str(GUIDE).unwrap();
+        replace(&mut document, place, value);
+        match parse(&document.to_string()) {
+            Ok(parsed) => {
+                let again = parse(&parsed.config.echo().to_string());
+                prop_assert!(again.is_ok() || parsed.config.ready_to_mount().is_err(), "{again:?}");
+            }
+            Err(ConfigError::Key { key, why }) => prop_assert!(!key.is_empty() && !why.is_empty()),
+            Err(ConfigError::Unrecognised) => {}
+            Err(other) => prop_assert!(false, "{other}"),
+        }
     }
 }
