@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 mod document;
 mod registry;
+mod shapes;
 pub mod template;
 
 pub use template::Template;

@@ -1,213 +1,60 @@
-//! The two shapes of a configuration document, and their way into a [`Config`].
+//! The way from a document into a [`Config`]: every value is checked, and errors name keys as the document does.
 //!
-//! Each shape is a plain serde structure. Whatever a document holds beyond what the structure gives back
-//! when it is written out again was not understood: that is how unknown keys are found, without a second
-//! list of names that could disagree with the first.
+//! Whatever a document holds beyond what its [shape](super::shapes) gives back when it is written out again was not
+//! understood: that is how unknown keys are found, without a second list of names that could disagree with the first.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::registry;
+use super::shapes::{FileCache, V1, V2};
 use super::{Cache, CacheKind, Config, ConfigError, Dialect, Parsed, Prefetch, READ_DEADLINE, Rafs};
 
 /// Largest batch of requests, in bytes.
 const MAX_BATCH: u64 = 0x1000_0000;
 
-/// Version 1.
-#[derive(Serialize, Deserialize)]
-struct V1 {
-    device: V1Device,
-    #[serde(default = "direct")]
-    mode: String,
-    #[serde(default)]
-    digest_validate: bool,
-    #[serde(default)]
-    iostats_files: bool,
-    #[serde(default)]
-    enable_xattr: bool,
-    #[serde(default)]
-    access_pattern: bool,
-    #[serde(default)]
-    latest_read_files: bool,
-    #[serde(default = "one_mebibyte")]
-    amplify_io: u64,
-    #[serde(default)]
-    fs_prefetch: Option<V1Prefetch>,
-    #[serde(default)]
-    read_deadline: Option<u64>,
-    /// Written by snapshotters, never used by a daemon.
-    #[serde(default)]
-    warmup: Option<Value>,
-    #[serde(default)]
-    id_mapping: Option<Value>,
+/// What the two versions call the same things, for errors.
+struct Names {
+    backend: &'static str,
+    cache: &'static str,
+    filecache: &'static str,
+    mode: &'static str,
+    batch: &'static str,
+    prefetch: &'static str,
+    /// The keys of threads and batch size in the table of the prefetch.
+    prefetched: [&'static str; 2],
+    deadline: &'static str,
 }
 
-#[derive(Serialize, Deserialize)]
-struct V1Device {
-    #[serde(default)]
-    id: String,
-    backend: V1Backend,
-    #[serde(default)]
-    external_backends: Vec<Value>,
-    #[serde(default)]
-    cache: V1Cache,
-}
-
-#[derive(Serialize, Deserialize)]
-struct V1Backend {
-    #[serde(rename = "type")]
-    kind: String,
-    config: Value,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct V1Cache {
-    #[serde(default, rename = "type")]
-    kind: String,
-    #[serde(default)]
-    compressed: bool,
-    #[serde(default)]
-    validate: bool,
-    #[serde(default)]
-    skip_verification: bool,
-    #[serde(default)]
-    config: Option<FileCache>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct V1Prefetch {
-    #[serde(default)]
-    enable: bool,
-    #[serde(default = "eight")]
-    threads_count: usize,
-    #[serde(default = "one_mebibyte")]
-    merging_size: u64,
-    #[serde(default)]
-    bandwidth_rate: u32,
-    // True here and false in version 2: so it is in the program we replace.
-    #[serde(default = "yes")]
-    prefetch_all: bool,
-    #[serde(default)]
-    stream_prefetch: bool,
-}
-
-/// Version 2.
-#[derive(Serialize, Deserialize)]
-struct V2 {
-    version: u32,
-    #[serde(default)]
-    id: String,
-    #[serde(default)]
-    backend: Option<V2Backend>,
-    #[serde(default)]
-    external_backends: Vec<Value>,
-    #[serde(default)]
-    cache: Option<V2Cache>,
-    #[serde(default)]
-    rafs: Option<V2Rafs>,
-    #[serde(default)]
-    overlay: Option<Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct V2Backend {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(flatten)]
-    tables: Map<String, Value>,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct V2Cache {
-    #[serde(default, rename = "type")]
-    kind: String,
-    #[serde(default)]
-    compressed: bool,
-    #[serde(default)]
-    validate: bool,
-    #[serde(default)]
-    skip_verification: bool,
-    #[serde(default)]
-    prefetch: Option<V2Prefetch>,
-    #[serde(default)]
-    filecache: Option<FileCache>,
-    #[serde(default)]
-    fscache: Option<Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct FileCache {
-    #[serde(default = "here")]
-    work_dir: String,
-    #[serde(default)]
-    disable_indexed_map: bool,
-    #[serde(default)]
-    enable_encryption: bool,
-    #[serde(default)]
-    enable_convergent_encryption: bool,
-    #[serde(default)]
-    encryption_key: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct V2Rafs {
-    #[serde(default = "direct")]
-    mode: String,
-    #[serde(default = "one_mebibyte")]
-    batch_size: u64,
-    #[serde(default)]
-    validate: bool,
-    #[serde(default)]
-    enable_xattr: bool,
-    #[serde(default)]
-    iostats_files: bool,
-    #[serde(default)]
-    access_pattern: bool,
-    #[serde(default)]
-    latest_read_files: bool,
-    #[serde(default)]
-    prefetch: Option<V2Prefetch>,
-    #[serde(default)]
-    read_deadline: Option<u64>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct V2Prefetch {
-    enable: bool,
-    #[serde(default = "eight")]
-    threads: usize,
-    #[serde(default = "one_mebibyte")]
-    batch_size: u64,
-    #[serde(default)]
-    bandwidth_limit: u32,
-    #[serde(default)]
-    prefetch_all: bool,
-    #[serde(default)]
-    stream_prefetch: bool,
-}
-
-fn direct() -> String {
-    "direct".to_owned()
-}
-
-fn here() -> String {
-    ".".to_owned()
-}
-
-fn one_mebibyte() -> u64 {
-    1 << 20
-}
-
-fn eight() -> usize {
-    8
-}
-
-fn yes() -> bool {
-    true
+impl Names {
+    fn of(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::V1 => Self {
+                backend: "device.backend.type",
+                cache: "device.cache.type",
+                filecache: "device.cache.config",
+                mode: "mode",
+                batch: "amplify_io",
+                prefetch: "fs_prefetch",
+                prefetched: ["threads_count", "merging_size"],
+                deadline: "read_deadline",
+            },
+            Dialect::V2 => Self {
+                backend: "backend.type",
+                cache: "cache.type",
+                filecache: "cache.filecache",
+                mode: "rafs.mode",
+                batch: "rafs.batch_size",
+                prefetch: "rafs.prefetch",
+                prefetched: ["threads", "batch_size"],
+                deadline: "rafs.read_deadline",
+            },
+        }
+    }
 }
 
 /// Turns a document into a configuration.
@@ -215,123 +62,81 @@ pub(super) fn resolve(document: &Value) -> Result<Parsed, ConfigError> {
     let Value::Object(map) = document else {
         return Err(ConfigError::Unrecognised);
     };
+    let mut ignored = Vec::new();
     match (map.get("version"), map.get("device")) {
-        (Some(_), _) => second(document),
-        (None, Some(_)) => first(document),
+        (Some(_), _) => {
+            let v2: V2 = typed(document, "")?;
+            unknown("", document, &kept(&v2), &mut ignored);
+            checked(v2, Dialect::V2, ignored)
+        }
+        (None, Some(_)) => {
+            let v1: V1 = typed(document, "")?;
+            unknown("", document, &kept(&v1), &mut ignored);
+            checked(v1.into(), Dialect::V1, ignored)
+        }
         (None, None) => Err(ConfigError::Unrecognised),
     }
 }
 
-fn first(document: &Value) -> Result<Parsed, ConfigError> {
-    let v1: V1 = typed(document, "")?;
-    let mut ignored = Vec::new();
-    unknown("", document, &kept(&v1), &mut ignored);
-    let at = "device.backend.config";
-    let backend = backend(&v1.device.backend.kind, "device.backend.type", &v1.device.backend.config, at, &mut ignored)?;
-    let cache = v1.device.cache;
-    let kind = cache_kind(&cache.kind, "device.cache.type")?;
-    if kind != CacheKind::None && cache.config.is_none() {
-        return Err(ConfigError::key("device.cache.config", "is missing: give at least {\"work_dir\": \"...\"}"));
+/// Checks every value; errors name keys as `dialect` does.
+fn checked(given: V2, dialect: Dialect, mut ignored: Vec<String>) -> Result<Parsed, ConfigError> {
+    if given.version != 2 {
+        return Err(ConfigError::key("version", format!("{} is not known: 2 is wanted", given.version)));
     }
-    let prefetch = match v1.fs_prefetch {
-        None => Prefetch::OFF,
-        Some(given) => prefetch(
-            "fs_prefetch",
-            Prefetch {
-                enable: given.enable,
-                threads: given.threads_count,
-                batch_size: given.merging_size,
-                bandwidth_limit: u64::from(given.bandwidth_rate),
-                prefetch_all: given.prefetch_all,
-                stream: given.stream_prefetch,
-            },
-            ["threads_count", "merging_size"],
-        )?,
-    };
-    let config = Config {
-        dialect: Dialect::V1,
-        id: v1.device.id,
-        backend,
-        external_backends: v1.device.external_backends,
-        cache: Cache {
-            kind,
-            work_dir: work_dir(cache.config, "device.cache.config")?,
-            compressed: cache.compressed,
-            validate: cache.validate,
-            skip_verification: cache.skip_verification,
-        },
-        rafs: Rafs {
-            mode: mode(v1.mode, "mode")?,
-            batch_size: batch(v1.amplify_io, "amplify_io")?,
-            validate: v1.digest_validate,
-            enable_xattr: v1.enable_xattr,
-            iostats_files: v1.iostats_files,
-            access_pattern: v1.access_pattern,
-            latest_read_files: v1.latest_read_files,
-            prefetch,
-        },
-        read_deadline: deadline(v1.read_deadline, "read_deadline")?,
-    };
-    Ok(Parsed { config, ignored })
-}
-
-fn second(document: &Value) -> Result<Parsed, ConfigError> {
-    let v2: V2 = typed(document, "")?;
-    if v2.version != 2 {
-        return Err(ConfigError::key("version", format!("{} is not known: 2 is wanted", v2.version)));
-    }
-    let mut ignored = Vec::new();
-    unknown("", document, &kept(&v2), &mut ignored);
+    let names = Names::of(dialect);
     let missing = |key: &str| ConfigError::key(key, "is missing: a mount needs it");
-    let given = v2.backend.ok_or_else(|| missing("backend"))?;
-    let at = format!("backend.{}", given.kind);
+    let place = given.backend.ok_or_else(|| missing("backend"))?;
+    let at = match dialect {
+        Dialect::V1 => "device.backend.config".to_owned(),
+        Dialect::V2 => format!("backend.{}", place.kind),
+    };
     let empty = json!({});
-    let table = given.tables.get(&given.kind).filter(|table| !table.is_null()).unwrap_or(&empty);
-    let backend = backend(&given.kind, "backend.type", table, &at, &mut ignored)?;
+    let table = place.tables.get(&place.kind).filter(|table| !table.is_null()).unwrap_or(&empty);
+    let backend = backend(&place.kind, names.backend, table, &at, &mut ignored)?;
     let known = ["localdisk", "localfs", "oss", "s3", "registry", "http-proxy"];
     ignored
-        .extend(given.tables.keys().filter(|key| !known.contains(&key.as_str())).map(|key| format!("backend.{key}")));
-    let cache = v2.cache.ok_or_else(|| missing("cache"))?;
-    let kind = cache_kind(&cache.kind, "cache.type")?;
-    if kind == CacheKind::Files && cache.filecache.is_none() {
-        return Err(ConfigError::key("cache.filecache", "is missing: give at least `work_dir`"));
+        .extend(place.tables.keys().filter(|key| !known.contains(&key.as_str())).map(|key| format!("backend.{key}")));
+    let cache = given.cache.ok_or_else(|| missing("cache"))?;
+    let kind = cache_kind(&cache.kind, names.cache)?;
+    if kind != CacheKind::None && cache.filecache.is_none() && (kind == CacheKind::Files || dialect == Dialect::V1) {
+        return Err(ConfigError::key(names.filecache, "is missing: give at least `work_dir`"));
     }
-    let rafs = v2.rafs.ok_or_else(|| missing("rafs"))?;
-    if v2.overlay.is_some_and(|overlay| !overlay.is_null()) {
+    let rafs = given.rafs.ok_or_else(|| missing("rafs"))?;
+    if given.overlay.is_some_and(|overlay| !overlay.is_null()) {
         ignored.push("overlay".to_owned());
     }
     // Upstream starts its prefetch workers only if both tables are enabled; `rafs.prefetch` says what to do.
     let enabled = cache.prefetch.as_ref().is_none_or(|table| table.enable);
     let prefetch = match rafs.prefetch {
         None => Prefetch::OFF,
-        Some(given) => prefetch(
-            "rafs.prefetch",
+        Some(wanted) => prefetch(
+            names.prefetch,
             Prefetch {
-                enable: given.enable && enabled,
-                threads: given.threads,
-                batch_size: given.batch_size,
-                bandwidth_limit: u64::from(given.bandwidth_limit),
-                prefetch_all: given.prefetch_all,
-                stream: given.stream_prefetch,
+                enable: wanted.enable && enabled,
+                threads: wanted.threads,
+                batch_size: wanted.batch_size,
+                bandwidth_limit: u64::from(wanted.bandwidth_limit),
+                prefetch_all: wanted.prefetch_all,
+                stream: wanted.stream_prefetch,
             },
-            ["threads", "batch_size"],
+            names.prefetched,
         )?,
     };
     let config = Config {
-        dialect: Dialect::V2,
-        id: v2.id,
+        dialect,
+        id: given.id,
         backend,
-        external_backends: v2.external_backends,
+        external_backends: given.external_backends,
         cache: Cache {
             kind,
-            work_dir: work_dir(cache.filecache, "cache.filecache")?,
+            work_dir: work_dir(cache.filecache, names.filecache)?,
             compressed: cache.compressed,
             validate: cache.validate,
             skip_verification: cache.skip_verification,
         },
         rafs: Rafs {
-            mode: mode(rafs.mode, "rafs.mode")?,
-            batch_size: batch(rafs.batch_size, "rafs.batch_size")?,
+            mode: mode(rafs.mode, names.mode)?,
+            batch_size: batch(rafs.batch_size, names.batch)?,
             validate: rafs.validate,
             enable_xattr: rafs.enable_xattr,
             iostats_files: rafs.iostats_files,
@@ -339,7 +144,7 @@ fn second(document: &Value) -> Result<Parsed, ConfigError> {
             latest_read_files: rafs.latest_read_files,
             prefetch,
         },
-        read_deadline: deadline(rafs.read_deadline, "rafs.read_deadline")?,
+        read_deadline: deadline(rafs.read_deadline, names.deadline)?,
     };
     Ok(Parsed { config, ignored })
 }
