@@ -1,7 +1,8 @@
 //! Who we are to a registry.
 //!
-//! The labels of the pull come first, then what kubelet pulled with ([`crate::keychain`]), then docker's configuration; the first answer wins, and none means anonymous. When a
-//! registry refuses what an image was mounted with, every answer counts that was not refused yet.
+//! The labels of the pull come first, then what kubelet pulled with ([`crate::keychain`]), then docker's configuration; the
+//! first answer wins, and none means anonymous. When a registry refuses what an image was mounted with, every answer counts that
+//! was not refused yet.
 
 use nydus_backend::credentials::Credential;
 

@@ -2,7 +2,8 @@
 //!
 //! containerd asks over gRPC ([`grpc`]) for snapshots. Labels tell what a layer is ([`labels`]), a pure function says what is to
 //! be done ([`plan`]), another what is to be mounted ([`mounts`]); [`snapshots`] carries it out on the records ([`meta`]), the
-//! directories ([`layout`]) and the nydusd processes ([`daemons`]).
+//! directories ([`layout`]) and the nydusd processes ([`daemons`]). Beside it, kubelet's image service is passed on to
+//! containerd ([`image_service`]) where the operator wants the secrets of its pulls to be used.
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;

@@ -127,16 +127,35 @@ async fn off_the_runtime<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'st
     tokio::task::spawn_blocking(act).await.expect("no panic")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mount_outlives_the_credential_that_it_was_made_with() {
-    let Some(nydusd) = bed::nydusd() else { return };
-    let Some(golden) = Golden::unpack() else { return };
+/// A bed whose user is logged in with the first password, unless this machine cannot.
+async fn ready(flags: &[&str]) -> Option<(Bed, Golden, Registry)> {
+    let nydusd = bed::nydusd()?;
+    let golden = Golden::unpack()?;
     let registry = Registry::start(golden.blobs()).await;
-    let mut bed = Bed::new(&nydusd, &registry.template(), &[]).await;
+    let bed = Bed::new(&nydusd, &registry.template(), flags).await;
     let docker = bed.dir.path().join("docker");
     fs::create_dir(&docker).expect("made");
     fs::write(docker.join("config.json"), registry.docker_config(1)).expect("written");
+    Some((bed, golden, registry))
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_of_one_image_asks_for_its_image() {
+    let Some((mut bed, golden, registry)) = ready(&["--daemon-mode", "dedicated"]).await else { return };
+    let reference = registry.image();
+    let named = [("containerd.io/snapshot/cri.image-ref", reference.as_str())];
+    let image = pull_as(&mut bed, &golden, "one", &named).await;
+    let at = mounted(&bed.prepare("c", &image, labels(&[])).await.expect("prepared"));
+    registry.current.store(2, SeqCst);
+    fs::write(bed.dir.path().join("docker/config.json"), registry.docker_config(2)).expect("written");
+    let whole = at.path().to_path_buf();
+    off_the_runtime(move || golden.compare(&whole)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_outlives_the_credential_that_it_was_made_with() {
+    let Some((mut bed, golden, registry)) = ready(&[]).await else { return };
+    let docker = bed.dir.path().join("docker");
     let reference = registry.image();
     let named = [("containerd.io/snapshot/cri.image-ref", reference.as_str())];
     let image = pull_as(&mut bed, &golden, "one", &named).await;
