@@ -516,7 +516,7 @@ async fn each_way_to_fail_says_what_to_do() {
         (Reply::new(200).how(How::Never), "check its load"),
         (Reply::new(206).header("Content-Range", "bytes 10-19/1000").body(expected()).how(How::Stall(3)), "its load"),
     ];
-    for (reply, advice) in answers {
+    let cases = answers.into_iter().map(async |(reply, advice)| {
         let text = format!("{reply:?}");
         let origin = Server::start(move |_| reply.clone()).await;
         let error = read(&route(&origin.host(), json!([]), impatient(1500))).await.unwrap_err().to_string();
@@ -524,7 +524,8 @@ async fn each_way_to_fail_says_what_to_do() {
             assert!(error.contains(part), "{text}: `{part}` is not in `{error}`");
         }
         assert!(!error.contains('\n'), "{error}");
-    }
+    });
+    futures::future::join_all(cases).await;
 }
 
 #[tokio::test]

@@ -276,8 +276,10 @@ async fn headers_come_before_the_bytes_and_a_body_without_bytes_is_cut() {
     assert_eq!(node.part(&path, "bytes=0-9").await.2, content[..10]);
     origin.set(Mode::Silent);
     // Who may is known, and the bytes are on their way, or not.
+    let begin = Instant::now();
     let answer = node.get(&path).header("Range", "bytes=3145728-3145737").send().await.unwrap();
     assert_eq!(answer.status(), 206);
+    assert!(begin.elapsed() < Duration::from_secs(5), "headers took {:?}", begin.elapsed());
     assert!(answer.bytes().await.is_err(), "a body that never came is not whole");
     // Whether another may cannot be found out, and is told as soon.
     let (status, ..) = tell(node.get(&path.replace("/open/", "/other/"))).await;
