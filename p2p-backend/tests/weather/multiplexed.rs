@@ -8,12 +8,19 @@ use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Request, Response};
+use nydus_backend::http::Timeouts;
 use nydus_backend::registry::{Client, ClientOptions, RegistryError, Scheme};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::authority::Authority;
-use crate::server::{digest, hasty, sample};
+use crate::server::{digest, sample};
+
+/// Long enough for a handshake on a busy machine.
+fn limits() -> Timeouts {
+    let second = Duration::from_secs(1);
+    Timeouts { connect: second, first_byte: second, stall: second }
+}
 
 type Http2 = Connection<TlsStream<TcpStream>, Bytes>;
 
@@ -76,7 +83,7 @@ impl Server {
         let options = ClientOptions {
             scheme: Scheme::Https,
             tls: self.authority.trusted(),
-            timeouts: hasty(),
+            timeouts: limits(),
             ..ClientOptions::default()
         };
         Client::new(&self.host, options).unwrap()
@@ -205,7 +212,7 @@ async fn a_silent_connection_is_left_although_its_reader_went_before_the_limit()
     let Some(server) = Server::start(&[Temper::OnlyPings]).await else { return };
     let client = server.client();
     // The limit is longer than this reader's patience, as that of a route's deadline may be.
-    let patient = nydus_backend::http::Timeouts { first_byte: Duration::from_secs(60), ..hasty() };
+    let patient = Timeouts { first_byte: Duration::from_secs(60), ..limits() };
     let options = ClientOptions { tls: server.authority.trusted(), timeouts: patient, ..ClientOptions::default() };
     let other = Client::new(&server.host, options).unwrap();
     drop(client);

@@ -516,10 +516,15 @@ async fn each_way_to_fail_says_what_to_do() {
         (Reply::new(200).how(How::Never), "check its load"),
         (Reply::new(206).header("Content-Range", "bytes 10-19/1000").body(expected()).how(How::Stall(3)), "its load"),
     ];
+    // One pool, because making them all at once takes longer than the limits of a loopback host.
+    let second = Duration::from_secs(1);
+    let limits = nydus_backend::http::Timeouts { connect: second, first_byte: second, stall: second };
+    let options = RouteOptions { registry_limits: limits, ..impatient(4000) };
+    let _held = route("127.0.0.1:9", json!([]), options.clone());
     let cases = answers.into_iter().map(async |(reply, advice)| {
         let text = format!("{reply:?}");
         let origin = Server::start(move |_| reply.clone()).await;
-        let error = read(&route(&origin.host(), json!([]), impatient(1500))).await.unwrap_err().to_string();
+        let error = read(&route(&origin.host(), json!([]), options.clone())).await.unwrap_err().to_string();
         for part in [origin.host().as_str(), "repository a/b", "b10b", advice] {
             assert!(error.contains(part), "{text}: `{part}` is not in `{error}`");
         }
