@@ -38,6 +38,7 @@ use crate::credentials::Credential;
 use crate::http::{Http, HttpError, HttpOptions, Pools, Proxy, Reach, Timeouts, Tls, is_loopback};
 pub(crate) use call::{Access, Call, Who};
 use call::{MAX_EXPLANATION, Wanted};
+#[cfg(feature = "mirror")]
 pub(crate) use redirect::is_redirect;
 use token::Identity;
 
