@@ -143,8 +143,23 @@ async fn round(stack: &mut Stack, image: &str, victim: Victim, moment: Duration,
     }
     println!("{victim:?} killed after {moment:?}; the next container had worked after {:?}", struck.elapsed());
     ensure!(begun.elapsed() < Duration::from_secs(90), "a round took {:?}", begun.elapsed());
-    stack.remove_everything()?;
+    tidy(stack).await?;
     settled(stack).await
+}
+
+/// Removes everything, once the client whose call was cut has ended: it tidies up too, and may be in the way of ours.
+async fn tidy(stack: &Stack) -> Result<()> {
+    let begun = Instant::now();
+    while !stack.processes("ctr").is_empty() && begun.elapsed() < Duration::from_secs(60) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    while let Err(error) = stack.remove_everything() {
+        if begun.elapsed() > Duration::from_secs(75) {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
