@@ -23,10 +23,10 @@ use super::cache::Cache;
 use super::claim::State;
 use super::counters::Counters;
 use super::error::ReadError;
-use super::fill::Got;
+use super::fill::{Got, left_behind};
 use super::layout::Layout;
 use super::source::Source;
-use super::{Inner, Options, Table, cache_file};
+use super::{Inner, Options, Table, cache_file, layout};
 
 /// How often a read begins again when the cache file fails under it; the second time it is served from memory.
 const TRIES: usize = 4;
@@ -70,6 +70,22 @@ impl Bound {
         self.layout.ready(plain)
             && self.copy(buf, plain, self.layout.covering(plain), &Got::new()).is_ok()
             && self.believed(losses)
+            && self.doubtful(buf, plain, self.layout.covering(plain), &Got::new()).is_empty()
+    }
+
+    /// Returns the chunks of which the cache file gave zeros that it should not have given. A device that fails need
+    /// not say so: a loop device whose file was cut gives zeros where others give errors. So zeros are only believed
+    /// of a chunk that matches its digest with them.
+    fn doubtful(&self, buf: &mut [u8], plain: &Range<u64>, at: Range<usize>, got: &Got) -> Vec<usize> {
+        let zeros = |at: &usize| {
+            let chunk = self.layout.chunk(*at);
+            let (start, end) = (chunk.plain.start.max(plain.start), chunk.plain.end.min(plain.end));
+            !got.contains_key(at)
+                && chunk.digest.is_some()
+                && has_empty_block(part(buf, plain, start..end), start)
+                && left_behind(&self.cache, chunk).is_none()
+        };
+        at.filter(zeros).collect()
     }
 
     /// Returns whether what was read from the cache file since it had seen `losses` is what we wrote there.
@@ -104,6 +120,17 @@ impl Bound {
         }
         part(buf, plain, done..plain.end).fill(0);
         Ok(())
+    }
+}
+
+/// Returns whether `bytes`, which lie at `start`, hold a whole block of zeros; where they hold no whole block, whether they
+/// are nothing but zeros.
+fn has_empty_block(bytes: &[u8], start: u64) -> bool {
+    let first = place(start.next_multiple_of(layout::BLOCK) - start);
+    let empty = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    match bytes.get(first..) {
+        Some(blocks) if blocks.len() >= place(layout::BLOCK) => blocks.chunks_exact(place(layout::BLOCK)).any(empty),
+        _ => empty(bytes),
     }
 }
 
@@ -227,7 +254,15 @@ impl Blob {
                 let losses = bound.cache.losses();
                 got.extend(self.demand(bound, wanted.clone()).await?);
                 match bound.copy(buf, &plain, wanted.clone(), &got) {
-                    Ok(()) if got.len() == wanted.len() || bound.believed(losses) => return Ok(()),
+                    Ok(()) if got.len() == wanted.len() => return Ok(()),
+                    Ok(()) if bound.believed(losses) => {
+                        let doubtful = bound.doubtful(buf, &plain, wanted.clone(), &got);
+                        if doubtful.is_empty() {
+                            return Ok(());
+                        }
+                        let zeros = io::Error::other("it holds zeros in the place of a chunk");
+                        doubtful.into_iter().for_each(|at| bound.cache.unreadable(bound.layout.slot(at), &zeros));
+                    }
                     Ok(()) => {}
                     Err((at, error)) => bound.cache.unreadable(bound.layout.slot(at), &error),
                 }

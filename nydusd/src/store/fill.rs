@@ -271,7 +271,7 @@ fn recheck(cache: &Arc<Cache>, counters: &Counters, claims: Vec<Claim>) -> (Got,
 }
 
 /// Returns the bytes of a chunk in the cache file if they match its digest.
-fn left_behind(cache: &Cache, chunk: &Chunk) -> Option<Bytes> {
+pub(super) fn left_behind(cache: &Cache, chunk: &Chunk) -> Option<Bytes> {
     let mut bytes = vec![0; usize::try_from(chunk.plain_len()).ok()?];
     cache.file()?.read(&mut bytes, chunk.plain.start).ok()?;
     Some(Verified::check(chunk, bytes).ok()?.into_bytes().into())

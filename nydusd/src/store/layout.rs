@@ -16,7 +16,7 @@ const MAX_PLAIN: u64 = 32 << 20;
 /// The largest chunk believed, stored; incompressible bytes grow a little.
 const MAX_STORED: u64 = 64 << 20;
 /// Files lie at multiples of this in the plain address space; what is between belongs to nobody and reads as zeros.
-const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// The chunks, in the order of their plain bytes, and their slots.
 #[derive(Debug)]

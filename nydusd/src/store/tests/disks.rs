@@ -163,6 +163,28 @@ fn whatever_another_program_does_to_the_file_under_us_gives_no_wrong_byte_and_no
 }
 
 #[test]
+fn zeros_that_a_disk_gives_instead_of_an_error_are_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, sample) = (Lab::new(dir.path(), exact(), Fake::default()), large());
+    let blob = lab.open(&sample);
+    sample.check(&blob, 0..sample.len());
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join(&blob.file_names()[0])).unwrap();
+    let time = file.metadata().unwrap().modified().unwrap();
+    // Nothing but the bytes tells of it.
+    file.write_all_at(&[0; 8192], sample.chunks[3].plain.start + 4096).unwrap();
+    file.set_modified(time).unwrap();
+    for at in (0..sample.len()).step_by(4096) {
+        sample.check(&blob, at..(at + 4096).min(sample.len()));
+    }
+    assert_eq!(lab.requests(), 21);
+    // Many chunks of one read.
+    let time = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(&vec![0; sample.plain.len()], 0).unwrap();
+    file.set_modified(time).unwrap();
+    sample.check(&blob, 0..sample.len());
+}
+
+#[test]
 fn a_directory_whose_disk_is_in_trouble_is_no_error_and_a_wrong_path_is() {
     let Some(disk) = Tmpfs::new("size=1m") else { return };
     disk.remount("ro");
