@@ -2,10 +2,12 @@
 
 mod cache;
 pub mod check;
+mod contents;
 pub mod create;
 pub mod merge;
 pub mod output;
 pub mod report;
+pub mod unpack;
 
 use std::io::Cursor;
 use std::path::Path;

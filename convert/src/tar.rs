@@ -20,6 +20,7 @@ use std::os::unix::ffi::OsStringExt as _;
 mod header;
 mod pax;
 mod sparse;
+pub(crate) mod write;
 
 pub(crate) use header::Block;
 use pax::Records;

@@ -1,8 +1,10 @@
 //! The only door to bytes that may be cached or shown to a reader.
 //!
 //! Stored bytes come from registries, mirrors, peers and disks: from strangers. [`Verified`] has no other
-//! constructor than those here, and all but [`Verified::trusting`] compare with the digest that the
+//! constructor than those here, and all but `trusting` compare with the digest that the
 //! bootstrap names, so that a function that wants a `Verified` cannot be given anything else.
+
+use std::sync::Arc;
 
 use crate::chunk::{Chunk, ChunkIndex, Codec, Container};
 use crate::codec::{self, DecodeError};
@@ -52,12 +54,88 @@ pub struct Verified<'c> {
     bytes: Vec<u8>,
 }
 
+/// Decodes chunks out of the same stored bytes one after the other, and opens a batch or a piece of a gzip stream once for
+/// all chunks in it.
+///
+/// It goes by which batch or piece a chunk is in, and so belongs to the bytes of one answer or one file: for others there is
+/// another.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    opened: Option<(Arc<Container>, Vec<u8>)>,
+}
+
+impl Decoder {
+    /// As [`Verified::decode`].
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not the chunk's.
+    pub fn decode<'c>(&mut self, chunk: &'c Chunk, stored: &[u8]) -> Result<Verified<'c>, ChunkError> {
+        Verified::check(chunk, self.plain(chunk, stored)?)
+    }
+
+    /// As [`Verified::trusting`].
+    ///
+    /// # Errors
+    ///
+    /// If the bytes cannot be decoded, or do not match the CRC.
+    pub fn trusting<'c>(&mut self, chunk: &'c Chunk, stored: &[u8]) -> Result<Verified<'c>, ChunkError> {
+        let bytes = self.plain(chunk, stored)?;
+        if chunk.crc32.is_some_and(|crc| crc != crc32c::crc32c(&bytes)) {
+            return Err(ChunkError::Mismatch { chunk: chunk.index });
+        }
+        Ok(Verified { chunk, bytes })
+    }
+
+    fn plain(&mut self, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
+        let (wanted, found) = (chunk.stored.end - chunk.stored.start, stored.len() as u64);
+        if found != wanted {
+            return Err(ChunkError::StoredLength { chunk: chunk.index, wanted, found });
+        }
+        self.unpack(chunk, stored).map_err(|source| ChunkError::Decode { chunk: chunk.index, source })
+    }
+
+    fn unpack(&mut self, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+        // Chunks have at most 16 MiB, batches and points a limit of their own.
+        let len = chunk.plain_len() as usize;
+        let (container, offset) = match (&chunk.container, chunk.codec) {
+            (None, codec) => return codec::decode(codec, stored, len),
+            (Some(container), codec) => match (&**container, codec) {
+                (Container::Encrypted(cipher), codec) => return codec::decode(codec, &cipher.decrypt(stored)?, len),
+                (Container::Batch { .. }, Codec::Batch { offset, .. }) => (container, offset),
+                (Container::Point(_), Codec::Zran { offset, .. }) => (container, offset),
+                (Container::Batch { .. } | Container::Point(_), _) => return Err(DecodeError::Member),
+            },
+        };
+        let whole = match &mut self.opened {
+            Some((opened, whole)) if Arc::ptr_eq(opened, container) => whole,
+            slot => &mut slot.insert((Arc::clone(container), open(container, stored)?)).1,
+        };
+        let start = offset as usize;
+        let part = whole.get(start..start.saturating_add(len));
+        part.map(<[u8]>::to_vec).ok_or(DecodeError::Length { wanted: len, found: whole.len().saturating_sub(start) })
+    }
+}
+
+/// Decodes all of a batch or of a piece of a gzip stream.
+fn open(container: &Container, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    match container {
+        Container::Batch { batch, codec, cipher } => {
+            let decrypted = cipher.as_ref().map(|cipher| cipher.decrypt(stored)).transpose()?;
+            codec::decode(*codec, decrypted.as_deref().unwrap_or(stored), batch.plain_size as usize)
+        }
+        Container::Point(point) => zran::inflate(point, stored),
+        Container::Encrypted(_) => Err(DecodeError::Member),
+    }
+}
+
 impl<'c> Verified<'c> {
     /// Decodes the bytes of a chunk's stored range, and checks length and digest of the result.
     ///
-    /// For a member of a batch or of a gzip stream that range holds the whole of it.
+    /// For a member of a batch or of a gzip stream that range holds the whole of it; a [`Decoder`] opens that once for
+    /// several of them.
     pub fn decode(chunk: &'c Chunk, stored: &[u8]) -> Result<Self, ChunkError> {
-        Self::check(chunk, plain(chunk, stored)?)
+        Decoder::default().decode(chunk, stored)
     }
 
     /// Checks plain bytes that were decoded as a part of something larger: a batch, a gzip stream, a tar.
@@ -74,11 +152,7 @@ impl<'c> Verified<'c> {
     /// For operators who turned verification off, and for images that carry no digests; whoever calls this
     /// says so in the log. Length, and the CRC where the image has one, are still checked.
     pub fn trusting(chunk: &'c Chunk, stored: &[u8]) -> Result<Self, ChunkError> {
-        let bytes = plain(chunk, stored)?;
-        if chunk.crc32.is_some_and(|crc| crc != crc32c::crc32c(&bytes)) {
-            return Err(ChunkError::Mismatch { chunk: chunk.index });
-        }
-        Ok(Self { chunk, bytes })
+        Decoder::default().trusting(chunk, stored)
     }
 
     /// Returns the plain bytes.
@@ -95,32 +169,6 @@ impl<'c> Verified<'c> {
     pub fn chunk(&self) -> &'c Chunk {
         self.chunk
     }
-}
-
-fn plain(chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
-    let (wanted, found) = (chunk.stored.end - chunk.stored.start, stored.len() as u64);
-    if found != wanted {
-        return Err(ChunkError::StoredLength { chunk: chunk.index, wanted, found });
-    }
-    unpack(chunk, stored).map_err(|source| ChunkError::Decode { chunk: chunk.index, source })
-}
-
-fn unpack(chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
-    // Chunks have at most 16 MiB, batches and points a limit of their own.
-    let len = chunk.plain_len() as usize;
-    let (whole, offset) = match (chunk.container.as_deref(), chunk.codec) {
-        (None, codec) => return codec::decode(codec, stored, len),
-        (Some(Container::Encrypted(cipher)), codec) => return codec::decode(codec, &cipher.decrypt(stored)?, len),
-        (Some(Container::Batch { batch, codec, cipher }), Codec::Batch { offset, .. }) => {
-            let decrypted = cipher.as_ref().map(|cipher| cipher.decrypt(stored)).transpose()?;
-            (codec::decode(*codec, decrypted.as_deref().unwrap_or(stored), batch.plain_size as usize)?, offset)
-        }
-        (Some(Container::Point(point)), Codec::Zran { offset, .. }) => (zran::inflate(point, stored)?, offset),
-        (Some(_), _) => return Err(DecodeError::Member),
-    };
-    let start = offset as usize;
-    let part = whole.get(start..start.saturating_add(len));
-    part.map(<[u8]>::to_vec).ok_or(DecodeError::Length { wanted: len, found: whole.len().saturating_sub(start) })
 }
 
 #[cfg(test)]
@@ -161,6 +209,34 @@ mod tests {
                 }
                 assert!(Verified::decode(&chunk, &stored[..at]).is_err());
             }
+        }
+    }
+
+    #[test]
+    fn members_of_one_batch_are_cut_out_of_what_was_opened_once() {
+        let parts: [&[u8]; 3] = [b"first", b"second, longer", b"third"];
+        let whole = parts.concat();
+        let (codec, stored) = codec::encode(Compressor::Zstd, &whole);
+        let batch = crate::blob::table::Batch { stored_size: stored.len() as u32, plain_size: whole.len() as u32 };
+        let container = Arc::new(Container::Batch { batch, codec, cipher: None });
+        let mut decoder = Decoder::default();
+        let mut offset = 0;
+        for (number, part) in (0u64..).zip(parts) {
+            let chunk = Chunk {
+                index: ChunkIndex(number as u32),
+                plain: 4096 * number..4096 * number + part.len() as u64,
+                stored: 0..stored.len() as u64,
+                codec: Codec::Batch { batch: 0, offset },
+                encrypted: false,
+                algorithm: Algorithm::Blake3,
+                digest: Some(Algorithm::Blake3.digest(part)),
+                container: Some(Arc::clone(&container)),
+                crc32: None,
+            };
+            offset += part.len() as u32;
+            // What was opened for the first is not opened again: zeros would not decode.
+            let bytes = if number == 0 { stored.to_vec() } else { vec![0; stored.len()] };
+            assert_eq!(decoder.decode(&chunk, &bytes).expect("its bytes").bytes(), part);
         }
     }
 

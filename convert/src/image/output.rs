@@ -58,14 +58,17 @@ impl Write for Output {
     }
 }
 
+/// Opens a file to be written from its beginning, or a pipe.
+pub(super) fn open_stream(path: &Path) -> anyhow::Result<File> {
+    // A pipe can be neither truncated nor sought; whoever made it reads what we write.
+    let pipe = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    let file = File::options().write(true).create(!pipe).truncate(!pipe).open(path);
+    file.with_context(|| format!("opening {}", path.display()))
+}
+
 pub(super) fn open_blob(place: &BlobPlace) -> anyhow::Result<(Output, Option<&Path>)> {
     match place {
-        BlobPlace::File(path) => {
-            // A pipe can be neither truncated nor sought; whoever made it reads what we write.
-            let pipe = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-            let file = File::options().write(true).create(!pipe).truncate(!pipe).open(path);
-            Ok((Output::Named(file.with_context(|| format!("opening {}", path.display()))?), None))
-        }
+        BlobPlace::File(path) => Ok((Output::Named(open_stream(path)?), None)),
         BlobPlace::Directory(dir) => {
             let file = tempfile::Builder::new().prefix(".blob-").tempfile_in(dir);
             Ok((Output::Unnamed(file.with_context(|| format!("making a file in {}", dir.display()))?), Some(dir)))

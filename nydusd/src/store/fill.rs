@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use nydus_backend::{Avoid, Served, Urgency};
 use nydus_rafs::Chunk;
-use nydus_rafs::verified::{ChunkError, Verified};
+use nydus_rafs::verified::{ChunkError, Decoder, Verified};
 use tokio::sync::Semaphore;
 
 use super::blob::{Blob, Bound};
@@ -202,8 +202,10 @@ impl Blob {
         let counters = self.counters().clone();
         let work = move || {
             let (mut got, mut bad) = (Got::new(), Vec::new());
+            // Small files of an original layer share a piece of its gzip stream: it is inflated once for all of them.
+            let mut decoder = Decoder::default();
             for claim in claims {
-                match decode(claim.chunk(), slice(&stored, start, &claim.chunk().stored), verify) {
+                match decode(&mut decoder, claim.chunk(), slice(&stored, start, &claim.chunk().stored), verify) {
                     Ok((bytes, verified)) => {
                         let at = claim.at();
                         match cache.keep(claim, &bytes, verified) {
@@ -284,8 +286,8 @@ fn slice<'b>(bytes: &'b [u8], start: u64, wanted: &Range<u64>) -> &'b [u8] {
 }
 
 /// Decodes a chunk; says whether its digest was compared.
-fn decode(chunk: &Chunk, stored: &[u8], verify: bool) -> Result<(Bytes, bool), ChunkError> {
+fn decode(decoder: &mut Decoder, chunk: &Chunk, stored: &[u8], verify: bool) -> Result<(Bytes, bool), ChunkError> {
     let check = verify && chunk.digest.is_some();
-    let verified = if check { Verified::decode(chunk, stored) } else { Verified::trusting(chunk, stored) };
+    let verified = if check { decoder.decode(chunk, stored) } else { decoder.trusting(chunk, stored) };
     verified.map(|verified| (verified.into_bytes().into(), check))
 }

@@ -1,68 +1,16 @@
-//! `nydus-image`: makes, merges and checks RAFS images in files.
+//! The flags of `nydus-image create`.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use anyhow::bail;
+use clap::{Args, ValueEnum};
 use nydus_convert::chunk_size::{BatchSize, ChunkSize};
 use nydus_convert::image::create::{self, BlobPlace, BootstrapPlace, Source};
-use nydus_convert::image::merge::{self, Incompatible};
-use nydus_convert::image::report::Report;
-use nydus_convert::image::{check, report};
 use nydus_convert::pack::Recipe;
-use nydus_convert::prefetch;
 use nydus_convert::source::directory::Whiteouts;
 use nydus_rafs::{Algorithm, BlobId, Compressor, Version};
 
-/// Build, merge and check RAFS images
-#[derive(Debug, Parser)]
-#[command(name = "nydus-image", disable_version_flag = true)]
-struct Cli {
-    /// Write the log to the end of this file
-    #[arg(short = 'L', long, global = true)]
-    log_file: Option<PathBuf>,
-    /// Log level
-    #[arg(short = 'l', long, global = true, default_value = "info", value_parser = ["trace", "debug", "info", "warn", "error"])]
-    log_level: String,
-    /// Print version
-    #[arg(short = 'V', long)]
-    version: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Build an image from a directory or a tar
-    Create(Box<Create>),
-    /// Merge the bootstraps of layers, lowest first, into one
-    Merge(Box<Merge>),
-    /// Check a bootstrap and list its blobs
-    Check(Check),
-    /// Inspect a bootstrap (not supported yet)
-    Inspect(Rest),
-    /// Print statistics of a bootstrap (not supported yet)
-    Stat(Rest),
-    /// Write the files of an image into a tar (not supported yet)
-    Unpack(Rest),
-    /// Export an image as a block device (not supported yet)
-    Export(Rest),
-    /// Drop unused chunks (not supported yet)
-    Compact(Rest),
-    /// Move chunks that are needed first into a blob of their own (not supported yet)
-    Optimize(Rest),
-    /// Make a chunk dictionary (not supported yet)
-    Chunkdict(Rest),
-}
-
-/// Flags of commands that do not exist yet.
-#[derive(Debug, Args)]
-struct Rest {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<String>,
-}
+use crate::{PrefetchPolicy, dictionary, patterns, say};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
@@ -100,15 +48,8 @@ enum WhiteoutSpec {
     None,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PrefetchPolicy {
-    Fs,
-    Blob,
-    None,
-}
-
 #[derive(Debug, Args)]
-struct Create {
+pub(crate) struct Create {
     /// What to build the image from
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
@@ -193,166 +134,11 @@ struct Create {
     attributes: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
-struct Merge {
-    /// Bootstraps, lowest layer first
-    #[arg(value_name = "SOURCE", required = true)]
-    sources: Vec<PathBuf>,
-    /// Bootstrap of a lower image
-    #[arg(long)]
-    parent_bootstrap: Option<PathBuf>,
-    /// File for the merged bootstrap
-    #[arg(short = 'B', long)]
-    bootstrap: Option<PathBuf>,
-    /// Directory for the merged bootstrap if it has no file
-    #[arg(short = 'D', long)]
-    blob_dir: Option<PathBuf>,
-    /// Bootstrap of an image whose chunks need not be stored again (`PATH` or `bootstrap=PATH`)
-    #[arg(long)]
-    chunk_dict: Option<String>,
-    /// What is made of the prefetch patterns on standard input
-    #[arg(long, default_value = "none")]
-    prefetch_policy: PrefetchPolicy,
-    /// File for the result, as JSON
-    #[arg(short = 'J', long)]
-    output_json: Option<PathBuf>,
-    /// Digests of the layers' blobs
-    #[arg(long, value_delimiter = ',')]
-    blob_digests: Vec<String>,
-    /// Names of the layers' blobs
-    #[arg(long, value_delimiter = ',')]
-    original_blob_ids: Vec<String>,
-    /// Sizes of the layers' blobs
-    #[arg(long, value_delimiter = ',')]
-    blob_sizes: Vec<u64>,
-    /// Digests of the tables of contents
-    #[arg(long, value_delimiter = ',')]
-    blob_toc_digests: Vec<String>,
-    /// Sizes of the tables of contents
-    #[arg(long, value_delimiter = ',')]
-    blob_toc_sizes: Vec<u32>,
-    /// Configuration of a storage backend
-    #[arg(short = 'C', long)]
-    config: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct Check {
-    /// Bootstrap, or blob with a bootstrap inside
-    #[arg(value_name = "BOOTSTRAP", required_unless_present = "bootstrap_flag")]
-    bootstrap: Option<PathBuf>,
-    /// The same
-    #[arg(short = 'B', long = "bootstrap", id = "bootstrap_flag", conflicts_with = "bootstrap")]
-    bootstrap_flag: Option<PathBuf>,
-    /// Directory of the blobs
-    #[arg(short = 'D', long, conflicts_with = "config")]
-    blob_dir: Option<PathBuf>,
-    /// Configuration of a storage backend
-    #[arg(short = 'C', long)]
-    config: Option<PathBuf>,
-    /// Print every inode
-    #[arg(short = 'v', long, action = ArgAction::SetTrue)]
-    verbose: bool,
-    /// File for the result, as JSON
-    #[arg(short = 'J', long)]
-    output_json: Option<PathBuf>,
-}
-
-fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if let Some(incompatible) = error.downcast_ref::<Incompatible>() {
-                tracing::error!("message:{incompatible}");
-                return ExitCode::from(2);
-            }
-            let mut text = format!("Error: {error}\n");
-            if error.chain().len() > 1 {
-                text.push_str("\nCaused by:\n");
-                for (number, cause) in error.chain().skip(1).enumerate() {
-                    text.push_str(&format!("    {number}: {cause}\n"));
-                }
-            }
-            drop(io::stderr().write_all(text.as_bytes()));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(cli: Cli) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    if cli.version {
-        // Callers look for the line `Version: v…`.
-        writeln!(out, "Version: \t{}", report::version())?;
-        return Ok(());
-    }
-    let Some(command) = cli.command else {
-        write!(out, "{}", Cli::command().render_help())?;
-        return Ok(());
-    };
-    log_to(cli.log_file.as_deref(), &cli.log_level)?;
-    match command {
-        Command::Create(flags) => create(*flags),
-        Command::Merge(flags) => merge(*flags),
-        Command::Check(flags) => {
-            let path = flags.bootstrap.or(flags.bootstrap_flag).context("a bootstrap is needed")?;
-            check::check(&path, flags.verbose, &mut out, flags.output_json.as_ref())
-        }
-        Command::Inspect(_) => not_yet("inspect"),
-        Command::Stat(_) => not_yet("stat"),
-        Command::Unpack(_) => not_yet("unpack"),
-        Command::Export(_) => not_yet("export"),
-        Command::Compact(_) => not_yet("compact"),
-        Command::Optimize(_) => not_yet("optimize"),
-        Command::Chunkdict(_) => not_yet("chunkdict"),
-    }
-}
-
-fn not_yet(command: &str) -> anyhow::Result<()> {
-    bail!("`nydus-image {command}` is not supported yet")
-}
-
-fn log_to(file: Option<&std::path::Path>, level: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::new(level);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
-    match file {
-        Some(path) => {
-            let file = std::fs::File::options().create(true).append(true).open(path);
-            let file = file.with_context(|| format!("opening the log file {}", path.display()))?;
-            builder.with_writer(std::sync::Mutex::new(file)).init();
-        }
-        None => builder.with_writer(io::stderr).init(),
-    }
-    Ok(())
-}
-
-fn patterns(policy: PrefetchPolicy) -> anyhow::Result<Vec<PathBuf>> {
-    match policy {
-        PrefetchPolicy::None => Ok(Vec::new()),
-        PrefetchPolicy::Fs | PrefetchPolicy::Blob => {
-            let patterns =
-                prefetch::read(io::stdin().lock()).context("reading prefetch patterns from standard input")?;
-            // Nothing on standard input means everything.
-            Ok(if patterns.is_empty() { vec![PathBuf::from("/")] } else { patterns })
-        }
-    }
-}
-
 /// Returns the first flag that asks for what cannot be done yet.
 fn first<'f>(flags: impl IntoIterator<Item = (&'f str, bool)>) -> anyhow::Result<()> {
     match flags.into_iter().find(|&(_, asked)| asked) {
         Some((flag, _)) => bail!("{flag} is not supported yet"),
         None => Ok(()),
-    }
-}
-
-/// Returns the file that `--chunk-dict` names.
-fn dictionary(flag: Option<String>) -> anyhow::Result<Option<PathBuf>> {
-    match flag.as_deref().map(|flag| flag.split_once('=').unwrap_or(("bootstrap", flag))) {
-        None => Ok(None),
-        Some(("bootstrap", path)) => Ok(Some(path.into())),
-        Some((kind, _)) => bail!("invalid chunk dictionary type: {kind} (bootstrap=PATH is wanted)"),
     }
 }
 
@@ -425,7 +211,8 @@ fn recipe(flags: &Create, source: Source) -> anyhow::Result<Recipe> {
     }
 }
 
-fn create(flags: Create) -> anyhow::Result<()> {
+/// Runs the command.
+pub(crate) fn run(flags: Create) -> anyhow::Result<()> {
     first([
         ("--external-blob", flags.external_blob.is_some()),
         ("--blob-data-size", flags.blob_data_size.is_some()),
@@ -485,60 +272,4 @@ fn create(flags: Create) -> anyhow::Result<()> {
     report.save(flags.output_json.as_ref())?;
     say(&report);
     Ok(())
-}
-
-fn merge(flags: Merge) -> anyhow::Result<()> {
-    let prefetch = patterns(flags.prefetch_policy)?;
-    let report = merge::merge(&merge::Request {
-        sources: flags.sources,
-        bootstrap: flags.bootstrap,
-        blob_dir: flags.blob_dir,
-        prefetch,
-        blob_digests: flags.blob_digests,
-        original_blob_ids: flags.original_blob_ids,
-        blob_sizes: flags.blob_sizes,
-        toc_digests: flags.blob_toc_digests,
-        toc_sizes: flags.blob_toc_sizes,
-        parent: flags.parent_bootstrap,
-        dictionary: dictionary(flags.chunk_dict)?,
-    })?;
-    report.save(flags.output_json.as_ref())?;
-    say(&report);
-    Ok(())
-}
-
-fn say(report: &Report) {
-    tracing::info!(
-        "successfully built RAFS filesystem: \nmeta blob path: {}\ndata blobs: {:?}",
-        report.bootstrap,
-        report.blobs
-    );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn callers_find_what_they_look_for_in_the_help_of_create() {
-        let mut cli = Cli::command();
-        let help = cli.find_subcommand_mut("create").expect("the command is declared above").render_help().to_string();
-        for wanted in ["--batch-size", "--encrypt", "--type", "tar-rafs"] {
-            assert!(help.contains(wanted), "{wanted} is not in\n{help}");
-        }
-    }
-
-    #[test]
-    fn the_command_lines_of_the_go_converter_are_taken() {
-        let lines = [
-            "nydus-image create --log-level warn --prefetch-policy fs --blob out --whiteout-spec none --fs-version 6 --type tar-rafs --blob-inline-meta --features blob-toc --compressor zstd --chunk-size 0x100000 --batch-size 0 in",
-            "nydus-image create --log-level warn --type targz-ref --blob-inline-meta --features blob-toc --blob out in",
-            "nydus-image merge --log-level warn --prefetch-policy fs --output-json j --bootstrap b l1 l2 --blob-digests d1,d2 --blob-toc-digests t1,t2 --blob-sizes 1,2",
-            "nydus-image check --log-level warn --output-json j --bootstrap b",
-            "nydus-image create --source-type directory --inline-bootstrap --blob out in",
-        ];
-        for line in lines {
-            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
-        }
-    }
 }
