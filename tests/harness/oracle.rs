@@ -13,19 +13,27 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("oracle").join(name)
 }
 
-/// Returns a python with the module `blake3`, in a virtual environment beside the build's own files.
+/// Returns a python with the modules `blake3` and `cryptography`, in a virtual environment beside the build's own files.
 fn python() -> Result<PathBuf> {
     let target = std::env::current_exe()?;
     let target = target.ancestors().nth(3).context("tests lie three folders below the target folder")?;
     let python = target.join("oracle/bin/python3");
-    let ready = || run(Command::new(&python).args(["-c", "import blake3"])).is_ok();
+    let ready = || run(Command::new(&python).args(["-c", "import blake3, cryptography"])).is_ok();
     // Two tests may come here at once; the second waits for the first.
     let lock = std::fs::File::create(target.join("oracle.lock"))?;
     lock.lock()?;
     if !ready() {
         run(Command::new("python3").args(["-m", "venv"]).arg(target.join("oracle")))?;
-        run(Command::new(&python).args(["-m", "pip", "-q", "install", "--disable-pip-version-check", "blake3"]))?;
-        ensure!(ready(), "python's blake3 does not load");
+        run(Command::new(&python).args([
+            "-m",
+            "pip",
+            "-q",
+            "install",
+            "--disable-pip-version-check",
+            "blake3",
+            "cryptography",
+        ]))?;
+        ensure!(ready(), "python's blake3 or cryptography does not load");
     }
     Ok(python)
 }
