@@ -110,6 +110,13 @@ pub struct HttpOptions {
     pub reach: Reach,
 }
 
+/// Returns what the logs of registries call us: the program, so that the mirror can be told from its callers, and its version.
+fn agent() -> String {
+    let program = std::env::current_exe().ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    let program = program.filter(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
+    format!("{}/{}", program.as_deref().unwrap_or("shoal"), env!("CARGO_PKG_VERSION"))
+}
+
 /// A pool of connections with one set of options. Cheap to clone.
 #[derive(Clone)]
 pub struct Http(Arc<Inner>);
@@ -264,7 +271,7 @@ impl Http {
         let refuse = |error: reqwest::Error| HttpError::Client(innermost(&error));
         let Inner { options: HttpOptions { tls, proxy, timeouts, reach }, certificates, .. } = &*self.0;
         let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
+            .user_agent(agent())
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(timeouts.connect)
