@@ -125,8 +125,16 @@ impl Config {
     pub fn load(cli: &Cli) -> Result<(Self, Vec<String>), ConfigError> {
         let Some(path) = &cli.config else { return Self::resolve(cli, Table::new()) };
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        Self::parse(&text, path, cli)
+    }
+
+    /// As [`Config::load`], of a file's text; `path` is for messages.
+    ///
+    /// # Errors
+    /// When a key or flag cannot be followed.
+    pub fn parse(text: &str, path: &Path, cli: &Cli) -> Result<(Self, Vec<String>), ConfigError> {
         let table: Table =
-            text.parse().map_err(|source| ConfigError::Syntax { path: path.clone(), source: Box::new(source) })?;
+            text.parse().map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
         match table.get("version").map(toml::Value::as_integer) {
             Some(Some(1)) => Self::resolve(cli, table),
             _ => Err(value("version", "must be 1: add the line `version = 1` at the top of the file")),

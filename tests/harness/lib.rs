@@ -23,6 +23,7 @@ pub mod needs;
 pub mod nerdctl;
 pub mod node;
 pub mod oracle;
+pub mod parsers;
 pub mod process;
 pub mod proxy;
 pub mod rawtar;

@@ -215,6 +215,13 @@ impl Call {
     }
 }
 
+/// Takes a request apart as the server does and carries nothing out; returns whether it means something. `target` is the
+/// path with its query.
+pub fn understands(method: &Method, target: &str, body: &[u8]) -> bool {
+    let (path, text) = target.split_once('?').unwrap_or((target, ""));
+    Call::read(method, path, &query(text), body).is_ok()
+}
+
 fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     if body.is_empty() {
         return Err(Refusal::bad("BadRequest"));
