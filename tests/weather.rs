@@ -227,6 +227,61 @@ async fn reads_live_through_outages_of_mirror_registry_and_both() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_whole_road_holds_while_mirror_and_registry_come_and_go_in_the_middle_of_reads() -> Result<()> {
+    if skip() {
+        return Ok(());
+    }
+    let mut bed = bed("road").await?;
+    let mut node = Node::start(&bed.scratch.dir("n")?, &bed.setup())?;
+    let cri = bed.pull(&node).await?;
+
+    // One container reads everything, slowly; meanwhile everything below goes away and comes back.
+    let script = format!("for i in $(ls /cold); do sha256sum < /cold/$i || exit 1; sleep 0.2; done; {}", smoke::CHECK);
+    let reader = cri.start("reader", &bed.image(), &["/bin/sh", "-c", &script]).await?;
+    let some = Duration::from_millis(700);
+    tokio::time::sleep(some).await;
+    node.mirror.crash()?;
+    tokio::time::sleep(some).await;
+    let port = bed.registry.host.rsplit_once(':').context("a host has a port")?.1.parse()?;
+    bed.registry.process.crash()?;
+    tokio::time::sleep(some).await;
+    node.snapshotter.crash()?;
+    bed.registry = Registry::start_at(&bed.scratch.path().join("registry"), port)?;
+    tokio::time::sleep(some).await;
+    node.restart_mirror()?;
+    node.restart_snapshotter()?;
+    bed.front.shut();
+    tokio::time::sleep(some).await;
+    bed.front.reopen();
+    let ended = cri.wait(&reader, PATIENCE).await?;
+    ensure!(ended.code == 0 && ended.output.ends_with("checked\n"), "{ended:?}\n{}", node.nydusd_log());
+    for number in 0..FILES {
+        let sum = Algorithm::Sha256.digest(&cold(number)).to_string();
+        ensure!(ended.output.contains(&sum), "/cold/{number} was read as something else: {ended:?}");
+    }
+    cri.remove(reader).await?;
+
+    // The image as it was before its conversion goes through the same snapshotter, unpacked.
+    let plain = format!("{}/{REPOSITORY}:oci", bed.front.host);
+    cri.pull_as(&plain, USER, PASSWORD).await?;
+    let ended = cri.run("plain", &plain, &["/bin/sh", "-c", smoke::CHECK]).await?;
+    ensure!(ended.code == 0 && ended.output.ends_with("checked\n"), "{ended:?}");
+
+    // A second node has its chunks from the first one's mirror, with tokens of its own.
+    let setup = Setup { upstream_mirrors: vec![node.mirror_url.clone()], ..bed.setup() };
+    let second = Node::start(&bed.scratch.dir("n2")?, &setup)?;
+    let second_cri = bed.pull(&second).await?;
+    let container = idle(&second_cri, "second", &bed).await?;
+    for number in [12, 16, 20] {
+        check(&second_cri, &container, number, &second).await?;
+    }
+    let lent = second.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?;
+    ensure!(lent as usize >= FILE_BYTES, "only {lent} bytes came from the first node");
+    ensure!(bed.front.seen.leaked.load(Ordering::Relaxed) == 0, "the store was shown an Authorization");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_is_not_believed_is_an_error_that_names_the_registry() -> Result<()> {
     if skip() {
         return Ok(());
