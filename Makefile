@@ -1,10 +1,11 @@
 # The developer's door. `make demo` and `make test` need only Rust and root on Debian 12: they install the rest.
 
-.PHONY: help setup build demo test check clean
+.PHONY: help setup build demo test soak check clean
 
 help:
 	@echo 'make demo    convert a real image, run it lazily on two nodes, print what was fetched from where'
 	@echo 'make test    all tests (installs what they need)'
+	@echo 'make soak    the long tests: large images, fuzzing, an hour of faults; a summary at the end (three hours)'
 	@echo 'make check   the quick look before a push: format, lints, documents'
 	@echo 'make build   release binaries in target/release'
 
@@ -23,6 +24,10 @@ test: setup
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+
+# Times and steps can be changed: see the top of the script.
+soak: setup
+	tests/soak.sh
 
 check:
 	cargo fmt --all -- --check

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(containerd runc docker-registry protobuf-compiler libprotobuf-dev fuse3 mmdebstrap erofs-utils strace faketime e2fsprogs
-  ca-certificates curl openssl busybox-static gcc libc6-dev make cmake pkg-config python3 python3-venv python3-cryptography liblz4-1 libzstd1 systemd)
+  ca-certificates curl openssl busybox-static gcc g++ libc6-dev make cmake pkg-config python3 python3-venv python3-cryptography liblz4-1 libzstd1 systemd)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -83,6 +83,7 @@ async fn campaign(seed: u64, time: Duration, logs: &Path, only: &str) -> Result<
     ensure!(!kinds.is_empty(), "no fault's name contains {only:?}");
     std::fs::create_dir_all(logs).with_context(|| format!("making {}", logs.display()))?;
     let ledger = Arc::new(Ledger::open(logs)?);
+    tokio::spawn(stop_when_asked(Arc::clone(&ledger)));
     let mut site = Site::new(Arc::clone(&ledger), seed).await?;
     let readers = Readers::start(&site.library, logs, seed)?;
     site.thief.turn(Trade::Steals);
@@ -111,6 +112,16 @@ async fn campaign(seed: u64, time: Duration, logs: &Path, only: &str) -> Result<
     let reasons = ledger.reasons();
     ensure!(reasons.is_empty(), "{}", reasons.join("\n  "));
     Ok(())
+}
+
+/// Ends the campaign as any red ends it, with everything taken down, when the user has had enough.
+async fn stop_when_asked(ledger: Arc<Ledger>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return;
+    };
+    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+    ledger.redden("it was interrupted".to_owned());
 }
 
 /// One fault, from the calm before it until all is well again.

@@ -133,16 +133,22 @@ impl Site {
         Ok(())
     }
 
-    /// Removes all containers, and expects that nothing of them remains.
+    /// Removes all containers. What a killed containerd had half made may take several tries.
     pub(crate) async fn clean_up(&mut self) -> Result<()> {
-        self.leaving.extend(self.container.take().map(|container| {
-            let cri = self.cri.clone();
-            tokio::spawn(async move { remove(&cri, container).await })
-        }));
+        if let Some(container) = self.container.take() {
+            remove(&self.cri, container).await;
+        }
         for task in self.leaving.drain(..) {
             task.await?;
         }
-        self.node.containerd.end_containers()
+        let begin = Instant::now();
+        loop {
+            match self.node.containerd.end_containers() {
+                Ok(()) => return Ok(()),
+                Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        }
     }
 
     /// Copies every log to `logs`.
