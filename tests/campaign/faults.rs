@@ -13,7 +13,7 @@ use nydus_tests::sky::{Sky, To, Weather};
 use crate::dice::Dice;
 use crate::ledger::Ledger;
 use crate::schedule::Fault;
-use crate::site::{LIFE, Site};
+use crate::site::{ADDRESS_LIFE, Site, TOKEN_LIFE};
 use crate::thief::{self, Trade};
 
 /// A kind of fault.
@@ -173,7 +173,7 @@ impl Raging {
             Kind::WrongBytesFromMirror => front.store_sky().set(Weather::Flipped(To::Mirrors)),
             Kind::TokensRevoked => front.revoke(),
             Kind::TokensShort => {
-                front.set_life(Duration::from_secs(1));
+                front.set_life(Duration::from_secs(1), ADDRESS_LIFE);
                 front.revoke();
             }
             Kind::MirrorKilled => site.node.mirror.crash()?,
@@ -247,7 +247,8 @@ impl Raging {
         match self.fault.kind {
             Kind::RegistryGone => front.turned_away(),
             Kind::RegistryKilled => seen.unreachable.load(Ordering::Relaxed),
-            Kind::TokensRevoked | Kind::TokensShort => seen.refused.load(Ordering::Relaxed),
+            Kind::TokensRevoked => seen.refused.load(Ordering::Relaxed),
+            Kind::TokensShort => seen.tokens.load(Ordering::Relaxed),
             Kind::StoreSilent
             | Kind::ServerErrors
             | Kind::TooManyRequests
@@ -292,7 +293,7 @@ impl Raging {
                 front.registry_sky().set(Weather::Clear);
                 front.store_sky().set(Weather::Clear);
             }
-            Kind::TokensShort => front.set_life(LIFE),
+            Kind::TokensShort => front.set_life(TOKEN_LIFE, ADDRESS_LIFE),
             Kind::MirrorKilled => site.node.restart_mirror()?,
             Kind::MirrorWedged => kill(site.node.mirror.pid(), Signal::SIGCONT)?,
             Kind::AllSourcesGone => {

@@ -32,7 +32,7 @@ use crate::site::Site;
 use crate::thief::Trade;
 
 /// How much longer a fault may last when no read has met it yet.
-const UNTIL_MET: Duration = Duration::from_secs(15);
+const UNTIL_MET: Duration = Duration::from_secs(30);
 
 /// Readers, faults, and a table of what came of it.
 #[derive(Debug, Parser)]

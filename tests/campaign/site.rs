@@ -22,8 +22,10 @@ use crate::thief::Thief;
 pub(crate) const READ_DEADLINE: u64 = 16;
 /// Bytes that the mirror keeps: fewer than the image has, so that the registry is always asked for some.
 const MIRROR_QUOTA: u64 = 16 << 20;
-/// How long tokens are good for in calm weather: reads need new ones all the time.
-pub(crate) const LIFE: Duration = Duration::from_secs(4);
+/// How long a token is good for.
+pub(crate) const TOKEN_LIFE: Duration = Duration::from_secs(60);
+/// How long an address of the store is good for: the registry is asked all the time.
+pub(crate) const ADDRESS_LIFE: Duration = Duration::from_secs(2);
 /// What one call to containerd may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -65,7 +67,7 @@ impl Site {
             node,
             bed,
         };
-        site.bed.front.set_life(LIFE);
+        site.bed.front.set_life(TOKEN_LIFE, ADDRESS_LIFE);
         site.move_readers(Instant::now() + PATIENCE).await?;
         Ok(site)
     }

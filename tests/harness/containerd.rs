@@ -96,17 +96,21 @@ impl Containerd {
         line.split_whitespace().nth(2).unwrap_or("unknown").to_owned()
     }
 
-    /// Ends and removes all containers.
+    /// Ends and removes all containers; one that cannot be ended does not keep the others.
     pub fn end_containers(&self) -> Result<()> {
+        let mut outcome = Ok(());
         for namespace in run(self.ctr().args(["namespaces", "ls", "-q"]))?.split_whitespace() {
-            for task in run(self.ctr().args(["-n", namespace, "tasks", "ls", "-q"]))?.split_whitespace() {
-                run(self.ctr().args(["-n", namespace, "tasks", "rm", "-f", task]))?;
-            }
-            for container in run(self.ctr().args(["-n", namespace, "containers", "ls", "-q"]))?.split_whitespace() {
-                run(self.ctr().args(["-n", namespace, "containers", "rm", container]))?;
+            for (kind, end) in [("tasks", &["rm", "-f"][..]), ("containers", &["rm"])] {
+                for name in run(self.ctr().args(["-n", namespace, kind, "ls", "-q"]))?.split_whitespace() {
+                    // A client waits for ever for a process whose end was told while it did not listen yet.
+                    let mut command = Command::new("timeout");
+                    command.arg("20").arg(self.binary.with_file_name("ctr")).arg("-a").arg(&self.socket);
+                    let ended = run(command.args(["-n", namespace, kind]).args(end).arg(name));
+                    outcome = outcome.and(ended.map(drop));
+                }
             }
         }
-        Ok(())
+        outcome
     }
 }
 

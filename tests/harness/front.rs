@@ -62,6 +62,8 @@ struct Shared {
     store: String,
     /// Milliseconds that tokens are good for.
     life: AtomicU64,
+    /// Milliseconds that addresses are good for.
+    address_life: AtomicU64,
     begin: Instant,
     tokens: Mutex<HashMap<String, Token>>,
     password: Mutex<String>,
@@ -115,6 +117,7 @@ impl Front {
             realm: format!("https://{}/token", elsewhere(&gates[1])),
             store: format!("https://{}", elsewhere(&gates[2])),
             life: AtomicU64::new(300_000),
+            address_life: AtomicU64::new(300_000),
             begin: Instant::now(),
             tokens: Mutex::default(),
             password: Mutex::new(PASSWORD.to_owned()),
@@ -134,9 +137,11 @@ impl Front {
         Ok(Self { host: gates[0].host.clone(), seen, gates, shared })
     }
 
-    /// Sets how long tokens are good for, from now on; the store's addresses are for half of it.
-    pub fn set_life(&self, life: Duration) {
-        self.shared.life.store(u64::try_from(life.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Sets how long tokens and the store's addresses are good for, from now on.
+    pub fn set_life(&self, tokens: Duration, addresses: Duration) {
+        let millis = |life: Duration| u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
+        self.shared.life.store(millis(tokens), Ordering::Relaxed);
+        self.shared.address_life.store(millis(addresses), Ordering::Relaxed);
     }
 
     /// Returns what is above the registry, where blobs are read.
@@ -256,8 +261,7 @@ async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) ->
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, challenge)], body).into_response();
     }
     if reads && inner.contains("/blobs/sha256:") {
-        // Half as long as a token: a token that was given out is asked for more than once.
-        let until = (shared.begin.elapsed() + shared.life() / 2).as_millis();
+        let until = shared.begin.elapsed().as_millis() + u128::from(shared.address_life.load(Ordering::Relaxed));
         let place = format!("{}{path}?until={until}", shared.store);
         let answer = async { (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response() };
         return shared.registry_sky.through(request.headers(), answer).await;
