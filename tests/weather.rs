@@ -127,7 +127,7 @@ async fn a_private_registry_with_tokens_and_redirects_serves_those_who_may_read(
     }
 
     // Tokens, and the addresses of blobs, that end between two reads.
-    bed.front.set_life(Duration::from_secs(1), Duration::from_secs(1));
+    bed.front.set_life(Duration::from_secs(1));
     // A second node has none of the old ones.
     let short = Node::start(&bed.scratch.dir("n2")?, &bed.setup())?;
     let short_cri = bed.pull(&short).await?;

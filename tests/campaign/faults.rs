@@ -103,7 +103,7 @@ impl Kind {
     pub(crate) fn lasts(self) -> (Duration, Duration) {
         let (shortest, longest) = match self {
             // Over half of nydusd's deadline: what a page-cached read has.
-            Self::AllSourcesGone => (9_000, 10_000),
+            Self::AllSourcesGone => (11_000, 12_000),
             // Over the time that a mirror may be silent.
             Self::MirrorWedged => (6_000, 7_000),
             Self::NydusdKilled | Self::CacheDamaged | Self::CacheHoles => (200, 600),
@@ -173,7 +173,7 @@ impl Raging {
             Kind::WrongBytesFromMirror => front.store_sky().set(Weather::Flipped(To::Mirrors)),
             Kind::TokensRevoked => front.revoke(),
             Kind::TokensShort => {
-                front.set_life(Duration::from_secs(1), ADDRESS_LIFE);
+                front.set_lives(Duration::from_secs(1), ADDRESS_LIFE);
                 front.revoke();
             }
             Kind::MirrorKilled => site.node.mirror.crash()?,
@@ -293,7 +293,7 @@ impl Raging {
                 front.registry_sky().set(Weather::Clear);
                 front.store_sky().set(Weather::Clear);
             }
-            Kind::TokensShort => front.set_life(TOKEN_LIFE, ADDRESS_LIFE),
+            Kind::TokensShort => front.set_lives(TOKEN_LIFE, ADDRESS_LIFE),
             Kind::MirrorKilled => site.node.restart_mirror()?,
             Kind::MirrorWedged => kill(site.node.mirror.pid(), Signal::SIGCONT)?,
             Kind::AllSourcesGone => {

@@ -19,7 +19,7 @@ use crate::readers::{Library, Place};
 use crate::thief::Thief;
 
 /// nydusd's `read_deadline`, in seconds. A page-cached read has half of it.
-pub(crate) const READ_DEADLINE: u64 = 16;
+pub(crate) const READ_DEADLINE: u64 = 20;
 /// Bytes that the mirror keeps: fewer than the image has, so that the registry is always asked for some.
 const MIRROR_QUOTA: u64 = 16 << 20;
 /// How long a token is good for.
@@ -67,7 +67,7 @@ impl Site {
             node,
             bed,
         };
-        site.bed.front.set_life(TOKEN_LIFE, ADDRESS_LIFE);
+        site.bed.front.set_lives(TOKEN_LIFE, ADDRESS_LIFE);
         site.move_readers(Instant::now() + PATIENCE).await?;
         Ok(site)
     }

@@ -138,7 +138,12 @@ impl Front {
     }
 
     /// Sets how long tokens and the store's addresses are good for, from now on.
-    pub fn set_life(&self, tokens: Duration, addresses: Duration) {
+    pub fn set_life(&self, life: Duration) {
+        self.set_lives(life, life);
+    }
+
+    /// The same, with a life of its own for each.
+    pub fn set_lives(&self, tokens: Duration, addresses: Duration) {
         let millis = |life: Duration| u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
         self.shared.life.store(millis(tokens), Ordering::Relaxed);
         self.shared.address_life.store(millis(addresses), Ordering::Relaxed);
