@@ -1,11 +1,12 @@
 # The developer's door. `make demo` and `make test` need only Rust and root on Debian 12: they install the rest.
 
-.PHONY: help setup build demo test soak check clean
+.PHONY: help setup build demo test soak bench check clean
 
 help:
 	@echo 'make demo    convert a real image, run it lazily on two nodes, print what was fetched from where'
 	@echo 'make test    all tests (installs what they need)'
 	@echo 'make soak    the long tests: large images, fuzzing, an hour of faults; a summary at the end (three hours)'
+	@echo 'make bench   what a user waits for and pays, beside plain containerd, as ratios (ten minutes)'
 	@echo 'make check   the quick look before a push: format, lints, documents'
 	@echo 'make build   release binaries in target/release'
 
@@ -28,6 +29,9 @@ test: setup
 # Times and steps can be changed: see the top of the script.
 soak: setup
 	tests/soak.sh
+
+bench: build
+	$(or $(CARGO_TARGET_DIR),target)/release/shoal-bench
 
 check:
 	cargo fmt --all -- --check

@@ -5,27 +5,24 @@
 //! on loopback nobody would need to be lazy; `LINK=none` takes the link away.
 #![expect(clippy::print_stdout, reason = "the demo is a program for people")]
 
-mod runner;
 mod table;
 
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use nydus_tests::containerd::{Containerd, Options};
+use anyhow::{Result, bail, ensure};
 use nydus_tests::gate::{Gate, Pace};
 use nydus_tests::needs::{CONTAINERD, Need, met};
 use nydus_tests::node::{Node, Setup};
 use nydus_tests::process::shoal;
 use nydus_tests::registry::Registry;
+use nydus_tests::runner::{self, Runner};
 use nydus_tests::scratch::Scratch;
 use nydus_tests::{debian, image};
 use serde_json::json;
 
-use crate::runner::Runner;
 use crate::table::{Row, Table};
 
 /// What the demo runs: a short command, and one that needs more of the image.
@@ -135,7 +132,7 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
 
     step(interrupted, "plain OCI image on overlayfs: everything is pulled before anything runs")?;
     {
-        let plain = plain_containerd(&scratch.dir("plain")?, &setup)?;
+        let plain = setup.plain_containerd(&scratch.dir("plain")?)?;
         let runner = Runner::new(&plain, "overlayfs", &scratch.dir("plain/logs")?, interrupted).await?;
         println!("    through {}", runner.name());
         table.client(runner.name(), &plain.version());
@@ -166,17 +163,4 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     table.print(pace);
     println!("\ncleaning up");
     Ok(())
-}
-
-fn plain_containerd(dir: &Path, setup: &Setup) -> Result<Containerd> {
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: setup.pause.clone(),
-        plain_http: vec![setup.registry.clone()],
-        private: Vec::new(),
-        mirror: None,
-        binary: setup.containerd.clone(),
-    };
-    Containerd::start(dir, &options).context("starting a containerd without snapshotter")
 }

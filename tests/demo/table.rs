@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nydus_tests::gate::{Gate, Pace};
 use nydus_tests::node::Node;
-
-use crate::runner::Runner;
+use nydus_tests::runner::Runner;
 
 /// Bytes that reached a node, by the reason for which and the place from which they came.
 #[derive(Debug, Clone, Copy, Default)]

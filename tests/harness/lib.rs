@@ -28,6 +28,7 @@ pub mod process;
 pub mod proxy;
 pub mod rawtar;
 pub mod registry;
+pub mod runner;
 pub mod scratch;
 pub mod sky;
 pub mod smoke;

@@ -52,6 +52,20 @@ impl Setup {
             mirror_quota: None,
         }
     }
+
+    /// Starts a containerd alone, for plain images on its own overlayfs.
+    pub fn plain_containerd(&self, dir: &Path) -> Result<Containerd> {
+        let options = Options {
+            cri_snapshotter: "overlayfs",
+            snapshotter: None,
+            pause: self.pause.clone(),
+            plain_http: vec![self.registry.clone()],
+            private: Vec::new(),
+            mirror: None,
+            binary: self.containerd.clone(),
+        };
+        Containerd::start(dir, &options).context("starting a containerd without snapshotter")
+    }
 }
 
 /// What a node is told about a private registry.

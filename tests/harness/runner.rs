@@ -7,24 +7,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nydus_tests::containerd::Containerd;
-use nydus_tests::cri::Cri;
-use nydus_tests::nerdctl::Nerdctl;
+
+use crate::containerd::Containerd;
+use crate::cri::Cri;
+use crate::nerdctl::Nerdctl;
 
 /// A client of one containerd.
-pub(crate) struct Runner {
+#[derive(Debug)]
+pub struct Runner {
     client: Client,
     snapshotter: &'static str,
     interrupted: Arc<AtomicBool>,
 }
 
+#[derive(Debug)]
 enum Client {
     Nerdctl(Nerdctl),
     Cri(Cri),
 }
 
 impl Runner {
-    pub(crate) async fn new(
+    /// Connects to a containerd. What runs is killed when `interrupted` becomes true.
+    pub async fn new(
         containerd: &Containerd,
         snapshotter: &'static str,
         logs: &Path,
@@ -37,7 +41,8 @@ impl Runner {
         Ok(Self { client, snapshotter, interrupted: Arc::clone(interrupted) })
     }
 
-    pub(crate) fn name(&self) -> &'static str {
+    /// Names the client, for people.
+    pub fn name(&self) -> &'static str {
         match self.client {
             Client::Nerdctl(_) => "nerdctl",
             Client::Cri(_) => "CRI (nerdctl is not on PATH)",
@@ -45,14 +50,15 @@ impl Runner {
     }
 
     /// Pulls the pod's pause image, so that no run is charged for it.
-    pub(crate) async fn warm_up(&self, pause: &str) -> Result<()> {
+    pub async fn warm_up(&self, pause: &str) -> Result<()> {
         match &self.client {
             Client::Nerdctl(_) => Ok(()),
             Client::Cri(cri) => cri.pull(pause).await,
         }
     }
 
-    pub(crate) async fn pull(&self, image: &str) -> Result<()> {
+    /// Pulls an image.
+    pub async fn pull(&self, image: &str) -> Result<()> {
         match &self.client {
             Client::Nerdctl(nerdctl) => {
                 let command = nerdctl.command(self.snapshotter, &["pull", "--quiet", image]);
@@ -63,7 +69,7 @@ impl Runner {
     }
 
     /// Runs a command to its end and returns what it printed.
-    pub(crate) async fn run(&self, image: &str, command: &[String]) -> Result<String> {
+    pub async fn run(&self, image: &str, command: &[String]) -> Result<String> {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         match &self.client {
             Client::Nerdctl(nerdctl) => {
@@ -73,7 +79,7 @@ impl Runner {
             }
             Client::Cri(cri) => {
                 let name =
-                    format!("demo-{}", std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_nanos());
+                    format!("run-{}", std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_nanos());
                 let ended = cri.run(&name, image, &command).await?;
                 ensure!(ended.code == 0, "{command:?} ended with {}:\n{}", ended.code, ended.output);
                 Ok(ended.output)
@@ -83,7 +89,7 @@ impl Runner {
 }
 
 /// Runs a command whose output the user sees.
-pub(crate) fn run_visibly(mut command: Command, interrupted: &AtomicBool) -> Result<()> {
+pub fn run_visibly(mut command: Command, interrupted: &AtomicBool) -> Result<()> {
     command.stdin(Stdio::null());
     wait(command, interrupted).map(drop)
 }
