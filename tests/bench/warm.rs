@@ -1,12 +1,14 @@
 //! Everything read and in memory: walks and reads of our mount beside containerd's overlayfs, in turn.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, umount2};
 use nydus_tests::containerd::Containerd;
 use nydus_tests::node::Node;
@@ -43,8 +45,8 @@ pub(crate) async fn run(bed: &Bed) -> Result<()> {
     let node = Node::start(&bed.dir("warm-node")?, &setup)?;
     bed.runner(&node.containerd, "nydus").await?.pull(&bed.over_the_link(Form::Nydus)).await?;
 
-    let theirs = Mount::new(&plain, "overlayfs", &bed.over_the_link(Form::Source), &bed.dir("warm-overlay")?)?;
-    let ours = Mount::new(&node.containerd, "nydus", &bed.over_the_link(Form::Nydus), &bed.dir("warm-nydus")?)?;
+    let theirs = Mount::new(&plain, "overlayfs", &bed.dir("warm-overlay")?)?;
+    let ours = Mount::new(&node.containerd, "nydus", &bed.dir("warm-nydus")?)?;
     let (theirs, ours) = (Files::of(&theirs.0)?, Files::of(&ours.0)?);
     ensure!(theirs.small.len() == ours.small.len(), "the two mounts hold different files");
     for (_, measure) in MEASURES {
@@ -64,22 +66,41 @@ pub(crate) async fn run(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// A view of an image as a container's root is mounted; unmounted when dropped.
+/// What containerd would give a new container of an image as its root; unmounted when dropped.
 struct Mount(PathBuf);
 
 impl Mount {
-    fn new(containerd: &Containerd, snapshotter: &str, image: &str, path: &Path) -> Result<Self> {
-        let has = |namespace: &&&str| {
-            run_command(containerd.ctr().args(["-n", namespace, "images", "ls", "-q"]))
-                .is_ok_and(|names| names.lines().any(|name| name == image))
-        };
-        let namespace =
-            ["k8s.io", "default"].iter().find(has).with_context(|| format!("containerd does not have {image}"))?;
-        let mut mount = containerd.ctr();
-        mount.args(["-n", namespace, "images", "mount", "--rw", "--snapshotter", snapshotter, image]).arg(path);
-        run_command(&mut mount)?;
-        Ok(Self(path.to_owned()))
+    fn new(containerd: &Containerd, snapshotter: &str, path: &Path) -> Result<Self> {
+        for namespace in ["default", "k8s.io"] {
+            let snapshots = |arguments: &[&str]| {
+                let mut command = containerd.ctr();
+                command.args(["-n", namespace, "snapshots", "--snapshotter", snapshotter]).args(arguments);
+                run_command(&mut command)
+            };
+            let listed = snapshots(&["ls"])?;
+            let Some(top) = largest_chain(&listed) else { continue };
+            let target = path.to_str().context("a temporary folder has a plain name")?;
+            let mount = snapshots(&["prepare", "--target", target, "bench", top])?;
+            run_command(Command::new("sh").args(["-c", &mount]))?;
+            return Ok(Self(path.to_owned()));
+        }
+        bail!("containerd has no image of {snapshotter}")
     }
+}
+
+/// Returns the top of the longest chain in what `ctr snapshots ls` prints: the image, not the pod's pause process.
+fn largest_chain(listed: &str) -> Option<&str> {
+    let parents: HashMap<&str, &str> = listed
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (key, second) = (words.next()?, words.next()?);
+            Some((key, if second == "Committed" { "" } else { second }))
+        })
+        .collect();
+    let depth = |key: &str| std::iter::successors(Some(key), |key| parents.get(key).copied()).count();
+    parents.keys().copied().max_by_key(|key| depth(key))
 }
 
 impl Drop for Mount {
