@@ -110,7 +110,7 @@ fn tar(bytes: &[u8]) {
         let mut builder = LayerBuilder::new(rules);
         let mut bodies = 0;
         while let Ok(Some(entry)) = archive.next_entry() {
-            let body = LayerBuilder::wants_body(&entry).then(|| BodyId(bodies));
+            let body = LayerBuilder::wants_body(&entry).then_some(BodyId(bodies));
             bodies += usize::from(body.is_some());
             if builder.add(entry, body).is_err() {
                 break;
