@@ -9,3 +9,4 @@ mod bundle;
 mod fetch;
 mod layer;
 mod push;
+mod readback;

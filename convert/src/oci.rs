@@ -33,6 +33,8 @@ pub mod names {
     pub const NYDUS_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
     /// Marks a blob layer.
     pub const ANNOTATION_BLOB: &str = "containerd.io/snapshot/nydus-blob";
+    /// On a blob layer that refers to an original one: that one's digest.
+    pub const ANNOTATION_REF: &str = "containerd.io/snapshot/nydus-ref";
     /// Marks the bootstrap layer.
     pub const ANNOTATION_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
     /// RAFS version, on the bootstrap layer and the manifest.

@@ -12,8 +12,10 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 
 use nydus_rafs::blob::table::BlobTable;
-use nydus_rafs::verified::{ChunkError, Verified};
-use nydus_rafs::{Algorithm, BlobInfo, Bootstrap, Chunk, Digest, FormatError, Ino, Kind, NodeId, NodeKind, Tree};
+use nydus_rafs::verified::{ChunkError, Decoder};
+use nydus_rafs::{
+    Algorithm, BlobInfo, Bootstrap, Chunk, ChunkTable, Digest, FormatError, Ino, Kind, NodeId, NodeKind, Tree,
+};
 
 use crate::pack::fold;
 
@@ -73,68 +75,74 @@ pub type Contents = HashMap<NodeId, Digest>;
 #[derive(Debug, Default)]
 pub struct Sound(HashMap<u32, (Digest, u64)>);
 
-/// Reads blob number `blob` from its first byte on, decodes every chunk that the image refers to and checks it.
+/// Joins the chunks of blob number `blob`, as the bootstrap has them, with the blob's own table (from the bytes that
+/// [`nydus_rafs::blob::table::TableLocation::with_header`] names): some daemons go by one, some by the other.
+///
+/// # Errors
+///
+/// If the two contradict each other.
+pub fn chunks<B: AsRef<[u8]>>(
+    image: &Bootstrap<B>,
+    blob: usize,
+    table: Option<&[u8]>,
+) -> Result<ChunkTable, VerifyError> {
+    let info = &image.blobs()[blob];
+    let named = image.chunks(u16::try_from(blob).unwrap_or(u16::MAX)).map_err(VerifyError::Tables)?;
+    let Some(table) = table else { return Ok(ChunkTable::new(named.all().to_vec())) };
+    let joined = BlobTable::read(info, table).and_then(|own| own.with_digests(&named)).map_err(VerifyError::Tables)?;
+    for chunk in named.all() {
+        let own = joined.at(chunk.index, chunk.plain.start);
+        // Of a part of something larger the bootstrap does not tell where it is stored.
+        let same = own.is_some_and(|own| {
+            own.container.is_some()
+                || (&own.plain, &own.stored, own.codec) == (&chunk.plain, &chunk.stored, chunk.codec)
+        });
+        if !same {
+            let why = format!("its table does not have chunk {} where the bootstrap has it", chunk.index.0);
+            let source = io::Error::new(io::ErrorKind::InvalidData, why);
+            return Err(VerifyError::Blob { blob: info.id.to_string(), source });
+        }
+    }
+    Ok(joined)
+}
+
+/// Reads blob `info` from its first byte on, decodes every one of `chunks` that the image refers to and checks it.
 ///
 /// # Errors
 ///
 /// If a chunk does not match, or the blob cannot be read.
-pub fn check_blob<B: AsRef<[u8]>>(
-    image: &Bootstrap<B>,
-    blob: usize,
-    mut stored: impl Read,
-) -> Result<Sound, VerifyError> {
-    let info = &image.blobs()[blob];
-    let name = || info.id.to_string();
-    let table = image.chunks(u16::try_from(blob).unwrap_or(u16::MAX)).map_err(VerifyError::Tables)?;
-    let mut chunks: Vec<_> = table.all().iter().collect();
-    chunks.sort_by_key(|chunk| chunk.stored.start);
-    let mut at = 0;
+pub fn check_blob(info: &BlobInfo, chunks: &ChunkTable, mut stored: impl Read) -> Result<Sound, VerifyError> {
+    let failed = |source| VerifyError::Blob { blob: info.id.to_string(), source };
+    // Chunks that the image does not refer to have no digest.
+    let mut chunks: Vec<_> = chunks.all().iter().filter(|chunk| chunk.digest.is_some()).collect();
+    chunks.sort_by_key(|chunk| (chunk.stored.start, chunk.stored.end, chunk.index));
+    let mut at = 0_u64;
     let mut sound = Sound::default();
     let mut buffer = Vec::new();
-    let failed = |source| VerifyError::Blob { blob: name(), source };
-    for chunk in chunks {
-        if chunk.stored.start < at {
+    for together in chunks.chunk_by(|one, other| one.stored == other.stored) {
+        let first = together[0];
+        // What is fed to inflate from one point of a gzip stream may reach into what is fed from the next.
+        let shared = usize::try_from(at.saturating_sub(first.stored.start)).unwrap_or(usize::MAX);
+        let len = usize::try_from(first.stored.end - first.stored.start).unwrap_or(usize::MAX);
+        if shared > buffer.len().min(len) {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "its chunks overlap")));
         }
-        skip(&mut stored, chunk.stored.start - at).map_err(failed)?;
-        let len = usize::try_from(chunk.stored.end - chunk.stored.start).unwrap_or(usize::MAX);
+        skip(&mut stored, first.stored.start.saturating_sub(at)).map_err(failed)?;
+        buffer.drain(..buffer.len() - shared);
         buffer.resize(len, 0);
-        stored.read_exact(&mut buffer).map_err(failed)?;
-        at = chunk.stored.end;
-        let verified = Verified::decode(chunk, &buffer).map_err(|source| VerifyError::Chunk {
-            blob: name(),
-            chunk: chunk.index.0,
-            source,
-        })?;
-        let plain = verified.bytes();
-        let digest = chunk.digest.unwrap_or_else(|| chunk.algorithm.digest(plain));
-        sound.0.insert(chunk.index.0, (digest, plain.len() as u64));
-    }
-    check_table(info, table.all(), at, &mut stored)?;
-    Ok(sound)
-}
-
-/// Compares the blob's own chunk table with what the bootstrap says: some daemons go by one, some by the other.
-fn check_table(info: &BlobInfo, chunks: &[Chunk], at: u64, stored: &mut impl Read) -> Result<(), VerifyError> {
-    let Some(location) = &info.table else { return Ok(()) };
-    let failed = |source| VerifyError::Blob { blob: info.id.to_string(), source };
-    let range = location.with_header();
-    let len = range.start.checked_sub(at).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
-    skip(stored, len).map_err(failed)?;
-    let mut bytes = Vec::new();
-    stored.take(range.end - range.start).read_to_end(&mut bytes).map_err(failed)?;
-    let own = BlobTable::read(info, &bytes).map_err(VerifyError::Tables)?;
-    let own: HashMap<u32, &Chunk> = own.chunks().iter().map(|chunk| (chunk.index.0, chunk)).collect();
-    for chunk in chunks {
-        let same = own
-            .get(&chunk.index.0)
-            .is_some_and(|own| (&own.plain, &own.stored, own.codec) == (&chunk.plain, &chunk.stored, chunk.codec));
-        if !same {
-            let why = format!("its table does not have chunk {} where the bootstrap has it", chunk.index.0);
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
+        stored.read_exact(&mut buffer[shared..]).map_err(failed)?;
+        at = first.stored.end;
+        let wrong =
+            |chunk: &Chunk, source| VerifyError::Chunk { blob: info.id.to_string(), chunk: chunk.index.0, source };
+        let mut decoder = Decoder::default();
+        for chunk in together {
+            let verified = decoder.decode(chunk, &buffer).map_err(|source| wrong(chunk, source))?;
+            let plain = verified.bytes();
+            let digest = chunk.digest.unwrap_or_else(|| chunk.algorithm.digest(plain));
+            sound.0.insert(chunk.index.0, (digest, plain.len() as u64));
         }
     }
-    Ok(())
+    Ok(sound)
 }
 
 fn skip(from: &mut impl Read, len: u64) -> io::Result<()> {

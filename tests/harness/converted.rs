@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 use nydus_backend::registry::{BlobRequest, Client};
 use nydus_rafs::{Bootstrap, Verified};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The parts of a Nydus image.
 #[derive(Debug)]
@@ -32,6 +32,12 @@ impl Converted {
         for layer in data {
             let (digest, bytes) = fetch(client, repo, layer).await?;
             fs::write(blobs.join(digest), bytes)?;
+            // What only refers to an original layer is nothing without it.
+            if let Some(original) = layer["annotations"]["containerd.io/snapshot/nydus-ref"].as_str() {
+                let size = client.blob_size(repo, original).await?;
+                let (digest, bytes) = fetch(client, repo, &json!({"digest": original, "size": size})).await?;
+                fs::write(blobs.join(digest), bytes)?;
+            }
         }
         let (_, layer) = fetch(client, repo, last).await?;
         let bootstrap = dir.join("bootstrap");

@@ -15,33 +15,31 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use nydus_backend::registry::Reference;
-use nydus_rafs::{BlobInfo, Bootstrap, Chunk, Digest, codec};
+use nydus_rafs::blob::format::features;
+use nydus_rafs::{BlobInfo, Chunk, Digest, codec};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use super::bundle::{self, Member};
 pub use super::fetch::Wanted;
 use super::fetch::{self, Found};
-use super::layer::{self, Made, Pieces, Workshop};
-use super::place::{Place, PlaceError};
+use super::layer::{self, Made, Workshop};
+use super::place::Place;
 use super::progress::Progress;
 use super::push::Destination;
+use super::readback::{self, Expected};
 use crate::bootstrap::{self, Blob, Style};
 use crate::layer::Rules;
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 use crate::overlay;
 use crate::pack::{Pool, Recipe};
-use crate::verify::{self, Contents};
 
 /// Memory that chunks under way may take, in bytes; trees and the program itself come on top.
 const CHUNK_MEMORY: u64 = 96 << 20;
 
 /// The most layers worked on at once: more would only make each wait longer.
 const MAX_LAYERS: u64 = 4;
-
-/// The largest bootstrap that is read back.
-const MAX_BOOTSTRAP: u64 = 2 << 30;
 
 /// What to convert, and how.
 #[derive(Debug, Clone)]
@@ -60,6 +58,8 @@ pub struct Request {
     pub recipe: Recipe,
     /// Where spool files go; must exist.
     pub work_dir: PathBuf,
+    /// Whether layers are referred to where they are rather than packed anew.
+    pub refer: bool,
     /// Whether docker media types become OCI ones.
     pub oci: bool,
     /// Paths that a node shall fetch first; none by default.
@@ -105,8 +105,12 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         .with_context(|| format!("reading {}", request.source))?;
     metrics.source_pull_elapsed = nanos(begun);
     let pool = Pool::for_this_machine().context("starting worker threads")?;
-    let workshop =
-        Workshop { pool: Arc::new(pool), recipe: request.recipe, work_dir: Arc::from(request.work_dir.as_path()) };
+    let workshop = Workshop {
+        pool: Arc::new(pool),
+        recipe: request.recipe,
+        refer: request.refer,
+        work_dir: Arc::from(request.work_dir.as_path()),
+    };
     let destination = Destination::new(request.destination.clone(), request.target.clone(), &request.origin);
     let mut manifests = Vec::new();
     for found in found {
@@ -163,6 +167,8 @@ struct Image<'r> {
 struct ImageBlob {
     info: BlobInfo,
     chunks: Vec<Chunk>,
+    /// Digest of the object that was made for it.
+    digest: Digest,
     file: Arc<File>,
 }
 
@@ -199,6 +205,7 @@ impl Image<'_> {
         let bundle_size = bundle.bytes.len() as u64;
         self.destination.push_bytes(&bundle_digest, bundle.bytes.into()).await?;
 
+        let version = self.workshop.recipe.version.number().to_string();
         let docker = !self.request.oci && manifest.media_type == names::DOCKER_MANIFEST;
         extend_config(&mut config, diff_ids, format!("sha256:{}", bundle.diff_id))?;
         let config = Bytes::from(serde_json::to_vec(&config).context("writing the image's configuration")?);
@@ -211,17 +218,20 @@ impl Image<'_> {
             bundle_size,
         );
         bootstrap.annotations.insert(names::ANNOTATION_BOOTSTRAP.into(), "true".into());
-        bootstrap.annotations.insert(names::ANNOTATION_FS_VERSION.into(), "6".into());
+        bootstrap.annotations.insert(names::ANNOTATION_FS_VERSION.into(), version.clone());
         layers.push(bootstrap.clone());
         metrics.target_image_size += layers.iter().map(|layer| layer.size).sum::<u64>();
         metrics.target_push_elapsed += nanos(begun);
 
         if self.request.verify {
             let begun = Instant::now();
-            let entries = self
-                .verify(&bootstrap, merged.expected)
-                .await
-                .context("the pushed image is not the source image; nothing was tagged")?;
+            let place = &self.destination.place;
+            let verify = async {
+                let image = readback::bootstrap(place, &bootstrap).await?;
+                let at_once = self.workshop.pool.threads();
+                readback::compare(place, image, merged.expected, self.workshop.recipe.algorithm, at_once).await
+            };
+            let entries = verify.await.context("the pushed image is not the source image; nothing was tagged")?;
             metrics.verify_elapsed += nanos(begun);
             tracing::info!(
                 entries,
@@ -237,7 +247,7 @@ impl Image<'_> {
         let mut annotations = manifest.annotations;
         annotations.insert(names::ANNOTATION_SOURCE_DIGEST.into(), descriptor.digest.clone());
         annotations.insert(names::ANNOTATION_SOURCE_REFERENCE.into(), self.request.source.to_string());
-        annotations.insert(names::ANNOTATION_FS_VERSION.into(), "6".into());
+        annotations.insert(names::ANNOTATION_FS_VERSION.into(), version);
         annotations.insert(names::ANNOTATION_BUILDER.into(), format!("v{}", env!("CARGO_PKG_VERSION")));
         let manifest = Manifest {
             schema_version: 2,
@@ -274,6 +284,10 @@ impl Image<'_> {
                 bar.say("pushing");
                 let digest = format!("sha256:{}", made.digest);
                 let sent = self.destination.push(&digest, made.size, &made.file).await?;
+                if made.original.is_some() {
+                    bar.say("bringing the original layer");
+                    self.destination.bring(origin, layer, &self.workshop.work_dir).await?;
+                }
                 bar.end(if sent { "pushed" } else { "was there" });
                 anyhow::Ok(made)
             }
@@ -283,76 +297,6 @@ impl Image<'_> {
             .map(|(work, layer)| async { work.await.with_context(|| format!("layer {}", layer.digest)) });
         futures::future::try_join_all(named).await
     }
-
-    /// Reads everything back from the target's registry and compares it with the source.
-    async fn verify(&self, bootstrap: &Descriptor, expected: Expected) -> anyhow::Result<u64> {
-        let gzip = fetch::blob(&self.destination.place, bootstrap, bootstrap.size).await?;
-        let image = tokio::task::spawn_blocking(move || {
-            let bytes = bundle::bootstrap(&gzip, MAX_BOOTSTRAP)?;
-            anyhow::Ok(Bootstrap::open(bytes)?)
-        });
-        let image = Arc::new(image.await.context("reading the bootstrap stopped")??);
-        let turn = Semaphore::new(self.workshop.pool.threads());
-        let checks = (0..image.blobs().len()).map(|blob| {
-            let (image, turn) = (Arc::clone(&image), &turn);
-            async move {
-                let _turn = turn.acquire().await.context("stopped")?;
-                let digest = format!("sha256:{}", image.blobs()[blob].id);
-                self.check_blob(image, blob, &digest).await
-            }
-        });
-        let sound = futures::future::try_join_all(checks).await?;
-        let algorithm = self.workshop.recipe.algorithm;
-        let compare = tokio::task::spawn_blocking(move || {
-            verify::compare(&image, &sound, &expected.tree, &expected.contents, algorithm)
-        });
-        Ok(compare.await.context("the comparison stopped")??)
-    }
-
-    async fn check_blob(
-        &self,
-        image: Arc<Bootstrap<Vec<u8>>>,
-        blob: usize,
-        digest: &str,
-    ) -> anyhow::Result<verify::Sound> {
-        let mut attempt = 0;
-        loop {
-            let (sender, receiver) = mpsc::channel(16);
-            let image = Arc::clone(&image);
-            let checking = tokio::task::spawn_blocking(move || {
-                verify::check_blob(&image, blob, Pieces { receiver, piece: Bytes::new() })
-            });
-            let sending = async {
-                let mut stream = self.destination.place.blob(digest, 0, u64::MAX).await?;
-                while let Some(piece) = stream.next().await? {
-                    // The checker stops after the last chunk.
-                    if sender.send(Ok(piece)).await.is_err() {
-                        break;
-                    }
-                }
-                Ok::<_, PlaceError>(())
-            };
-            let sent = sending.await;
-            drop(sender);
-            let checked = checking.await.context("the check stopped")?;
-            match sent {
-                Ok(()) => return checked.map_err(Into::into),
-                Err(error) => {
-                    attempt += 1;
-                    if attempt >= layer::TRIES || !error.is_transient() {
-                        return Err(error).with_context(|| format!("reading blob {digest} back"));
-                    }
-                    tokio::time::sleep(layer::pause(attempt, error.retry_after())).await;
-                }
-            }
-        }
-    }
-}
-
-/// What the source holds, to compare with.
-struct Expected {
-    tree: nydus_rafs::Tree,
-    contents: Contents,
 }
 
 struct Merge {
@@ -368,13 +312,13 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
     let mut by_digest: HashMap<Digest, u16> = HashMap::new();
     // Which blob a layer's chunks are in: two layers may have made the same one.
     let mut blob_of = Vec::new();
-    for (index, Made { layer, bodies: layer_bodies, info, chunks, file, digest, .. }) in made.into_iter().enumerate() {
+    for (index, made) in made.into_iter().enumerate() {
+        let Made { layer, bodies: layer_bodies, info, chunks, file, digest, .. } = made;
         layers.push(layer);
         bodies.push(layer_bodies);
         let index = u16::try_from(index).context("an image has at most 65,535 layers")?;
         blob_of.push(*by_digest.entry(digest).or_insert(index));
-        let info = info.map(|info| bootstrap::named(info, digest.into()));
-        blobs.push(info.map(|info| ImageBlob { info, chunks, file }));
+        blobs.push(info.map(|info| ImageBlob { info: named(info, digest), chunks, digest, file }));
     }
     let mut merged = overlay::merge(layers)?;
     let order = bootstrap::number_blobs(&mut merged.tree, &blob_of, &[]);
@@ -385,9 +329,9 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
     let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
     let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch, Style { merged: true, ..Style::default() })?;
     let mut members = vec![Member { name: "image/image.boot".into(), bytes: boot }];
-    for blob in &used {
+    for blob in used.iter().filter(|blob| blob.info.table.is_some()) {
         let bytes = cached_table(blob).context("reading a chunk table back")?;
-        members.push(Member { name: format!("image/{}.blob.meta", blob.info.id), bytes });
+        members.push(Member { name: format!("image/{}.blob.meta", blob.digest), bytes });
     }
     let bundle = bundle::pack(&members).context("packing the bootstrap layer")?;
     let contents = merged
@@ -396,6 +340,16 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
         .filter_map(|(&node, &(layer, body))| bodies[layer][body.0].digest.map(|digest| (node, digest)))
         .collect();
     Ok(Merge { bundle, expected: Expected { tree: merged.tree, contents } })
+}
+
+/// Gives a blob the name that only its digest tells; one that refers to a layer is named by the layer.
+fn named(info: BlobInfo, digest: Digest) -> BlobInfo {
+    let info = match info.has(features::SEPARATE) {
+        true => BlobInfo { meta_digest: digest, ..info },
+        false => BlobInfo { id: digest.into(), ..info },
+    };
+    let id = info.id.clone();
+    bootstrap::named(info, id)
 }
 
 /// Returns a blob's chunk table in the form of nydusd's cache: plain, padded to 4,096, and its header.
@@ -414,6 +368,9 @@ fn cached_table(blob: &ImageBlob) -> anyhow::Result<Vec<u8>> {
 fn blob_descriptor(made: &Made) -> Descriptor {
     let mut descriptor = Descriptor::new(names::NYDUS_BLOB, &format!("sha256:{}", made.digest), made.size);
     descriptor.annotations.insert(names::ANNOTATION_BLOB.into(), "true".into());
+    if let Some(original) = &made.original {
+        descriptor.annotations.insert(names::ANNOTATION_REF.into(), original.clone());
+    }
     descriptor
 }
 

@@ -199,8 +199,7 @@ pub(super) async fn config(place: &Place, descriptor: &Descriptor) -> anyhow::Re
 /// Reads a blob into memory and checks its digest.
 pub(super) async fn blob(place: &Place, descriptor: &Descriptor, limit: u64) -> anyhow::Result<Bytes> {
     let digest = descriptor.digest.as_str();
-    let bytes =
-        persist("reading a blob", async || place.blob(digest, 0, descriptor.size).await?.read(limit).await).await?;
+    let bytes = persist("reading a blob", async || place.blob(digest, None).await?.read(limit).await).await?;
     if bytes.len() as u64 != descriptor.size {
         bail!(
             "blob {digest} of {place} has {} bytes and the manifest tells of {}: one of the two is damaged",

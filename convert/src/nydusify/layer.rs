@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::{Buf as _, Bytes};
-use nydus_rafs::blob::write::Form;
-use nydus_rafs::{BlobInfo, Chunk, Digest};
+use nydus_rafs::blob::write::{Finished, Form, Sealed};
+use nydus_rafs::{BlobInfo, Chunk, Digest, Version};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::place::Place;
 use super::progress::LayerBar;
 use crate::bootstrap::{self, Blob, Style};
+use crate::layer::reference::{self, Referred};
 use crate::layer::stream::{self, Hashing, Packing, StreamError};
 use crate::layer::{Layer, Rules};
 use crate::oci::Descriptor;
@@ -48,6 +49,8 @@ pub(super) struct Made {
     pub(super) file: Arc<File>,
     pub(super) digest: Digest,
     pub(super) size: u64,
+    /// The layer that it refers to, if it does not hold the data itself.
+    pub(super) original: Option<String>,
 }
 
 /// What all layers of a run share.
@@ -55,6 +58,8 @@ pub(super) struct Made {
 pub(super) struct Workshop {
     pub(super) pool: Arc<Pool>,
     pub(super) recipe: Recipe,
+    /// Whether layers are referred to where they are.
+    pub(super) refer: bool,
     pub(super) work_dir: Arc<Path>,
 }
 
@@ -77,7 +82,11 @@ pub(super) async fn make(
     let fetching = tokio::spawn(fetch(place.clone(), source.clone(), sender, bar.clone()));
     let workshop = workshop.clone();
     let input = Pieces { receiver, piece: Bytes::new() };
-    let making = tokio::task::spawn_blocking(move || convert(&workshop, input, stated, rules));
+    let original = source.digest.clone();
+    let making = tokio::task::spawn_blocking(move || match workshop.refer {
+        true => refer(&workshop, input, rules, original),
+        false => convert(&workshop, input, stated, rules),
+    });
     let (fetched, made) = tokio::join!(fetching, making);
     // A layer that is not what its digest says explains whatever else went wrong.
     fetched.context("the download stopped")??;
@@ -104,7 +113,7 @@ async fn fetch(
     let mut attempt = 0;
     let mut wanted = true;
     'again: while at < source.size {
-        let failure = match place.blob(&source.digest, at, source.size).await {
+        let failure = match place.blob(&source.digest, (at > 0).then_some(at..source.size)).await {
             Ok(mut stream) => loop {
                 match stream.next().await {
                     Ok(Some(piece)) => {
@@ -142,6 +151,20 @@ async fn fetch(
     Ok(())
 }
 
+/// Downloads a blob as it is into a file without a name.
+pub(super) async fn keep(place: &Place, blob: &Descriptor, work_dir: &Path) -> anyhow::Result<Arc<File>> {
+    let trouble = || format!("writing to the work directory {}", work_dir.display());
+    let mut file = tempfile::tempfile_in(work_dir).with_context(trouble)?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let fetching = tokio::spawn(fetch(place.clone(), blob.clone(), sender, LayerBar::hidden()));
+    let writing = tokio::task::spawn_blocking(move || {
+        io::copy(&mut Pieces { receiver, piece: Bytes::new() }, &mut file).map(|_| file)
+    });
+    let (fetched, written) = tokio::join!(fetching, writing);
+    fetched.context("the download stopped")?.with_context(|| format!("reading blob {}", blob.digest))?;
+    Ok(Arc::new(written.context("the download stopped")?.with_context(trouble)?))
+}
+
 /// Returns how a layer is packed if its media type settles that, as containerd reads media types.
 pub(super) fn stated(media_type: &str) -> anyhow::Result<Option<Packing>> {
     let plain = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
@@ -155,47 +178,77 @@ pub(super) fn stated(media_type: &str) -> anyhow::Result<Option<Packing>> {
     Ok(None)
 }
 
+/// Makes a blob of the layer's files.
 fn convert(
     workshop: &Workshop,
     input: Pieces,
     stated: Option<Packing>,
     rules: Rules,
 ) -> anyhow::Result<(Made, Digest)> {
-    let file = tempfile::tempfile_in(&workshop.work_dir)
-        .with_context(|| format!("making a file in the work directory {}", workshop.work_dir.display()))?;
+    let out = workshop.spool()?;
     let recipe = workshop.recipe;
-    let packer = Packer::new(
-        &workshop.pool,
-        recipe,
-        &Arc::default(),
-        Form::InlineToc,
-        BufWriter::with_capacity(256 << 10, file),
-    )?;
+    let packer = Packer::new(&workshop.pool, recipe, &Arc::default(), workshop.form(), out)?;
     let mut input = BufReader::with_capacity(256 << 10, input);
     let packing = match stated {
         Some(packing) => packing,
         None => Packing::of(input.fill_buf().context("reading the layer")?),
     };
     let mut tar = Hashing::new(packing.open(input).context("opening the layer")?);
-    let full = || {
-        format!("writing to the work directory {}; another can be named with --work-dir", workshop.work_dir.display())
-    };
     let packed = stream::pack_tar(&mut tar, rules, recipe.chunk_size, packer);
-    let (mut layer, bodies, blob) = packed.map_err(|error| match error {
-        StreamError::Pack(error) => anyhow::Error::new(error).context(full()),
+    let (layer, bodies, blob) = packed.map_err(|error| match error {
+        StreamError::Pack(error) => anyhow::Error::new(error).context(workshop.trouble()),
         error @ StreamError::Layer(_) => error.into(),
     })?;
     let (_, plain) = tar.finish();
-    let sealed = blob.seal().with_context(full)?;
-    let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
-    let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
-    layer.mark_implied();
-    let boot = bootstrap::write(&layer.tree, &blobs, recipe, &[], Style::default())?;
-    layer.unmark_implied();
-    let finished = sealed.finish(&boot).with_context(full)?;
-    let file = finished.out.into_inner().map_err(io::IntoInnerError::into_error).with_context(full)?;
-    let made = Made { layer, bodies, info, chunks, file: Arc::new(file), digest: finished.digest, size: finished.size };
-    Ok((made, plain))
+    let sealed = blob.seal().with_context(|| workshop.trouble())?;
+    Ok((workshop.finish(layer, bodies, sealed, None)?, plain))
+}
+
+/// Makes a chunk table of the layer, whose files stay where they are.
+fn refer(workshop: &Workshop, input: Pieces, rules: Rules, original: String) -> anyhow::Result<(Made, Digest)> {
+    let out = workshop.spool()?;
+    let Referred { layer, bodies, reference, tar } = reference::read(input, rules, workshop.recipe.chunk_size)?;
+    let sealed = Sealed::reference(out, workshop.form(), reference).with_context(|| workshop.trouble())?;
+    Ok((workshop.finish(layer, bodies, sealed, Some(original))?, tar))
+}
+
+type Spool = BufWriter<File>;
+
+impl Workshop {
+    /// Opens a file without a name in the work directory.
+    fn spool(&self) -> anyhow::Result<Spool> {
+        let file = tempfile::tempfile_in(&self.work_dir)
+            .with_context(|| format!("making a file in the work directory {}", self.work_dir.display()))?;
+        Ok(BufWriter::with_capacity(256 << 10, file))
+    }
+
+    fn trouble(&self) -> String {
+        format!("writing to the work directory {}; another can be named with --work-dir", self.work_dir.display())
+    }
+
+    /// Version 5 knows no tables of contents.
+    fn form(&self) -> Form {
+        if self.recipe.version == Version::V5 { Form::Inline } else { Form::InlineToc }
+    }
+
+    /// Adds what the layer's own bootstrap says to its blob.
+    fn finish(
+        &self,
+        mut layer: Layer,
+        bodies: Vec<Body>,
+        sealed: Sealed<Spool>,
+        original: Option<String>,
+    ) -> anyhow::Result<Made> {
+        let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
+        let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
+        layer.mark_implied();
+        let boot = bootstrap::write(&layer.tree, &blobs, self.recipe, &[], Style::default())?;
+        layer.unmark_implied();
+        let finished = sealed.finish(&boot).with_context(|| self.trouble())?;
+        let Finished { out, digest, size, .. } = finished;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(|| self.trouble())?;
+        Ok(Made { layer, bodies, info, chunks, file: Arc::new(file), digest, size, original })
+    }
 }
 
 /// The download, as the thread that converts reads it.

@@ -114,6 +114,12 @@ impl Span {
         self.range.end - self.range.start
     }
 
+    /// Returns the same bytes, but none from byte `end` on.
+    pub(super) fn up_to(mut self, end: u64) -> Self {
+        self.range.end = self.range.end.min(self.range.start.saturating_add(end));
+        self
+    }
+
     /// Reads some bytes from byte `at` on; none at the end.
     pub(super) fn piece(&self, at: u64) -> Result<Bytes, LayoutError> {
         self.read_at(at, self.len().saturating_sub(at).min(PIECE))

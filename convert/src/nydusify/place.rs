@@ -1,5 +1,6 @@
 //! Where an image lies: in a repository of a registry, or in an OCI layout on disk.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -74,17 +75,21 @@ impl Place {
         }
     }
 
-    /// Opens a blob of `size` bytes from byte `at` on.
-    pub(super) async fn blob(&self, digest: &str, at: u64, size: u64) -> Result<Reading, PlaceError> {
+    /// Opens a blob, or a part of it.
+    pub(super) async fn blob(&self, digest: &str, range: Option<Range<u64>>) -> Result<Reading, PlaceError> {
         match self {
             Self::Repository { client, name } => {
-                let request = if at == 0 { BlobRequest::default() } else { BlobRequest::range(at..size) };
+                let request = BlobRequest { range, ..BlobRequest::default() };
                 Ok(Reading::Stream(Box::new(client.blob(name, digest, &request).await?)))
             }
             Self::Layout(layout) => {
                 let layout = Arc::clone(layout);
                 let digest = digest.to_owned();
                 let span = blocking(move || layout.blob(&digest)).await?;
+                let (span, at) = match range {
+                    Some(Range { start, end }) => (span.up_to(end), start),
+                    None => (span, 0),
+                };
                 Ok(Reading::Span { span, at })
             }
         }

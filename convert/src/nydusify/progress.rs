@@ -48,6 +48,11 @@ pub(super) struct LayerBar {
 }
 
 impl LayerBar {
+    /// A bar that nobody sees.
+    pub(super) fn hidden() -> Self {
+        Self { bar: ProgressBar::hidden(), name: String::new(), lines: false }
+    }
+
     pub(super) fn add(&self, bytes: u64) {
         self.bar.inc(bytes);
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,8 +14,9 @@ use futures::{Stream, stream};
 use nydus_backend::registry::{Client, Mounted, Reference, RegistryError, Upload};
 
 use super::fetch::persist;
-use super::layer::{TRIES, pause};
+use super::layer::{self, TRIES, pause};
 use super::place::{Place, blocking};
+use crate::oci::Descriptor;
 
 /// How much of a file is read at once.
 const PIECE: usize = 128 << 10;
@@ -134,6 +136,28 @@ impl Destination {
         }
         upload.finish(digest, Bytes::new()).await?;
         Ok(true)
+    }
+
+    /// Makes the target have a blob of the source as it is; returns whether it had to be sent.
+    pub(super) async fn bring(&self, origin: &Place, blob: &Descriptor, work_dir: &Path) -> anyhow::Result<bool> {
+        if let Place::Repository { client, name } = &self.place {
+            let there = persist("asking for a blob", async || Ok(client.has_blob(name, &blob.digest).await?)).await?;
+            if there {
+                return Ok(false);
+            }
+            if let Some(sibling) = &self.sibling {
+                let mounting = persist("mounting a blob from another repository", async || {
+                    Ok(client.mount_blob(name, &blob.digest, sibling).await?)
+                });
+                match mounting.await? {
+                    Mounted::Done => return Ok(false),
+                    // Begun again below, when its bytes are at hand.
+                    Mounted::Upload(upload) => upload.cancel().await,
+                }
+            }
+        }
+        let spool = layer::keep(origin, blob, work_dir).await?;
+        self.push(&blob.digest, blob.size, &spool).await
     }
 
     /// Pushes a document that is in memory.

@@ -66,9 +66,20 @@ impl Image {
     fn verify(&self, algorithm: Algorithm) -> Result<u64, VerifyError> {
         let image = Bootstrap::open(&self.boot[..]).map_err(VerifyError::Tables)?;
         let sound: Result<Vec<_>, _> =
-            self.blobs.iter().enumerate().map(|(number, stored)| check_blob(&image, number, &stored[..])).collect();
+            self.blobs.iter().enumerate().map(|(number, stored)| check(&image, number, stored)).collect();
         compare(&image, &sound?, &self.tree, &self.contents, algorithm)
     }
+}
+
+fn check(image: &Bootstrap<&[u8]>, number: usize, stored: &[u8]) -> Result<Sound, VerifyError> {
+    let info = &image.blobs()[number];
+    let lost = || VerifyError::Blob { blob: info.id.to_string(), source: io::ErrorKind::UnexpectedEof.into() };
+    let table = info.table.as_ref().map(|table| {
+        let range = table.with_header();
+        stored.get(range.start as usize..range.end as usize).ok_or_else(lost)
+    });
+    let table = table.transpose()?;
+    check_blob(info, &chunks(image, number, table)?, stored)
 }
 
 fn example() -> Vec<Vec<Item>> {

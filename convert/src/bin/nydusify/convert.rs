@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{Args, ValueEnum};
 use nydus_backend::Credential;
 use nydus_backend::http::{Proxy, Timeouts, Tls};
 use nydus_backend::registry::{Client, ClientOptions, Reference, Scheme};
-use nydus_convert::chunk_size::ChunkSize;
+use nydus_convert::chunk_size::{BatchSize, ChunkSize};
 use nydus_convert::nydusify::convert::{self, Metrics, Request, Wanted};
 use nydus_convert::nydusify::layout::Layout;
 use nydus_convert::nydusify::place::Place;
@@ -20,7 +20,7 @@ use nydus_convert::nydusify::progress::Progress;
 use nydus_convert::oci::Platform;
 use nydus_convert::pack::Recipe;
 use nydus_convert::prefetch;
-use nydus_rafs::Compressor;
+use nydus_rafs::{Algorithm, Compressor, Version};
 use tempfile::NamedTempFile;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -92,9 +92,15 @@ pub(crate) struct Convert {
     no_verify: bool,
     #[command(flatten)]
     retired: Retired,
-    /// Only for RAFS version 5; version 6 is always aligned
-    #[arg(long, env = "FS_ALIGN_CHUNK", alias = "backend-aligned-chunk", hide = true)]
+    /// Align chunks of RAFS version 5 to 4 KiB; those of version 6 always are
+    #[arg(long, env = "FS_ALIGN_CHUNK", alias = "backend-aligned-chunk")]
     fs_align_chunk: bool,
+    /// Below which number of bytes small files are packed together: 0, or a power of two from 0x1000 to 0x1000000
+    #[arg(long, env = "BATCH_SIZE", default_value = "0")]
+    batch_size: BatchSize,
+    /// Refer to the original gzip layers rather than pack them anew; they are brought to the target as they are
+    #[arg(long, env = "OCI_REF")]
+    oci_ref: bool,
     #[command(flatten)]
     later: Later,
 }
@@ -157,14 +163,10 @@ struct Later {
     chunk_dict_insecure: bool,
     #[arg(long, env = "MERGE_PLATFORM", alias = "multi-platform", hide = true)]
     merge_platform: bool,
-    #[arg(long, env = "OCI_REF", hide = true)]
-    oci_ref: bool,
     #[arg(long, env = "WITH_REFERRER", hide = true)]
     with_referrer: bool,
     #[arg(long, env = "REVERSE", hide = true)]
     reverse: bool,
-    #[arg(long, env = "BATCH_SIZE", default_value = "0", hide = true, action = ArgAction::Set)]
-    batch_size: String,
 }
 
 impl Later {
@@ -181,10 +183,8 @@ impl Later {
             ("--build-cache-tag", self.build_cache_tag.is_some()),
             ("--chunk-dict", self.chunk_dict.is_some()),
             ("--merge-platform", self.merge_platform),
-            ("--oci-ref", self.oci_ref),
             ("--with-referrer", self.with_referrer),
             ("--reverse", self.reverse),
-            ("--batch-size", !matches!(self.batch_size.as_str(), "0" | "0x0")),
         ];
         asked.into_iter().find_map(|(flag, asked)| asked.then_some(flag))
     }
@@ -193,9 +193,6 @@ impl Later {
 pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<()> {
     if let Some(flag) = flags.later.first() {
         bail!("{flag} is not supported yet; leave it out, or use the original nydusify for this image");
-    }
-    if flags.fs_version == "5" {
-        bail!("--fs-version 5 is not supported yet; leave it out to make a version 6 image");
     }
     let source: Reference = flags.source.parse().context("--source")?;
     let target = target(flags, &source)?;
@@ -217,17 +214,10 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
             (false, true) => Wanted::Platforms(vec![Platform::host()]),
             (false, false) => Wanted::Platforms(flags.platform.clone()),
         },
-        recipe: Recipe {
-            compressor: match flags.compressor {
-                Compression::None => Compressor::None,
-                Compression::Lz4Block => Compressor::Lz4Block,
-                Compression::Zstd => Compressor::Zstd,
-            },
-            chunk_size: flags.fs_chunk_size.bytes(),
-            ..Recipe::default()
-        },
+        recipe: flags.recipe()?,
+        refer: flags.oci_ref,
         work_dir: work_dir.path.clone(),
-        oci: flags.oci && !flags.retired.docker_v2_format,
+        oci: flags.oci_ref || flags.oci && !flags.retired.docker_v2_format,
         prefetch,
         verify: !flags.no_verify,
     };
@@ -245,6 +235,40 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
         "converted"
     );
     Ok(())
+}
+
+impl Convert {
+    /// Checks the flags that go together, and returns how chunks are made.
+    fn recipe(&self) -> anyhow::Result<Recipe> {
+        let version = if self.fs_version == "5" { Version::V5 } else { Version::V6 };
+        let chunk_size = self.fs_chunk_size.bytes();
+        let batch_size = self.batch_size.bytes();
+        let refused = [
+            (self.oci_ref && version == Version::V5, "--fs-version 5 cannot refer to layers with --oci-ref; 6 can"),
+            (
+                self.oci_ref && batch_size.is_some(),
+                "--batch-size needs blobs of its own, which --oci-ref does not make",
+            ),
+            (batch_size.is_some() && version == Version::V5, "--batch-size needs --fs-version 6"),
+            (batch_size.is_some_and(|size| size > chunk_size), "--batch-size is larger than --fs-chunk-size"),
+            (
+                (batch_size.is_some() || self.oci_ref) && chunk_size > 8 << 20,
+                "--fs-chunk-size has 0x800000 at most with --batch-size and --oci-ref: their tables have no room for more",
+            ),
+        ];
+        if let Some((_, why)) = refused.into_iter().find(|(refused, _)| *refused) {
+            bail!("{why}");
+        }
+        let (compressor, algorithm) = match self.compressor {
+            // The layers are what they are.
+            _ if self.oci_ref => (Compressor::Gzip, Algorithm::Sha256),
+            Compression::None => (Compressor::None, Algorithm::Blake3),
+            Compression::Lz4Block => (Compressor::Lz4Block, Algorithm::Blake3),
+            Compression::Zstd => (Compressor::Zstd, Algorithm::Blake3),
+        };
+        let aligned = self.fs_align_chunk;
+        Ok(Recipe { version, compressor, algorithm, chunk_size, aligned, batch_size, ..Recipe::default() })
+    }
 }
 
 async fn origin(flags: &Convert, source: &Reference, work_dir: &Path) -> anyhow::Result<Place> {
@@ -380,10 +404,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_yet_is_named() {
-        for flag in ["--oci-ref", "--merge-platform", "--with-referrer", "--reverse"] {
+        for flag in ["--merge-platform", "--with-referrer", "--reverse"] {
             assert_eq!(flags(&["--target", "t", flag]).later.first(), Some(flag));
         }
-        let two = ["--chunk-dict", "--backend-type", "--batch-size", "--build-cache"];
+        let two = ["--chunk-dict", "--backend-type", "--build-cache"];
         for flag in two {
             assert_eq!(flags(&["--target", "t", flag, "0x1000"]).later.first(), Some(flag));
         }
