@@ -6,6 +6,8 @@ mod contents;
 pub mod create;
 pub mod merge;
 pub mod output;
+#[cfg(test)]
+mod properties;
 pub mod report;
 pub mod unpack;
 

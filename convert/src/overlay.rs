@@ -55,6 +55,9 @@ pub struct MergeError {
 /// If a directory that a layer does not list leads, in a layer below, through something that is none: containerd stops
 /// there as well. Listing the directory in its layer helps.
 pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
+    if let Some(lowest) = layers.first_mut() {
+        drop_whiteouts(&mut lowest.tree);
+    }
     for at in 1..layers.len() {
         let (below, rest) = layers.split_at_mut(at);
         inherit(below, &mut rest[0], at)?;
@@ -86,6 +89,18 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
         merged.tree.node_mut(id).stat.hidden_links = links.saturating_sub(names[id.0]);
     }
     Ok(merged)
+}
+
+/// Takes whiteouts out of the lowest layer: where nothing lies below, unpacking leaves nothing of them.
+fn drop_whiteouts(tree: &mut Tree) {
+    for dir in crate::bootstrap::nodes(tree) {
+        let Some(children) = tree.children(dir) else { continue };
+        let hiding = children.iter().filter(|&(name, &id)| hidden(name, tree.node(id)).is_some());
+        let names: Vec<OsString> = hiding.map(|(name, _)| name.clone()).collect();
+        if let NodeKind::Directory(children) = &mut tree.node_mut(dir).kind {
+            children.retain(|name, _| !names.contains(name));
+        }
+    }
 }
 
 /// Returns how many names each node has, by its number.

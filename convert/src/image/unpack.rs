@@ -12,6 +12,7 @@ use nydus_backend::Config;
 use nydus_rafs::{Attr, Bootstrap, Ino, Kind};
 
 use super::contents::Contents;
+use crate::layer::IMPLIED_XATTR;
 use crate::tar::write::{self, Header};
 
 /// Writes the files of `image` into a pax tar at `output`, which may be a pipe.
@@ -69,7 +70,9 @@ impl Unpacking {
     fn entry(&mut self, attr: Attr, path: &Path) -> anyhow::Result<()> {
         let image = &self.contents.image;
         let mut name = path.as_os_str().as_bytes().to_vec();
-        let xattrs = image.xattrs(attr.ino)?;
+        let mut xattrs = image.xattrs(attr.ino)?;
+        // A note to whoever merges layers, not a part of the files.
+        xattrs.retain(|(name, _)| name != IMPLIED_XATTR);
         let mut header = Header {
             mode: u32::from(attr.permissions),
             uid: attr.uid.unwrap_or(0),
