@@ -4,11 +4,13 @@ mod cache;
 pub mod check;
 mod contents;
 pub mod create;
+pub mod inspect;
 pub mod merge;
 pub mod output;
 #[cfg(test)]
 mod properties;
 pub mod report;
+pub mod stat;
 pub mod unpack;
 
 use std::io::Cursor;

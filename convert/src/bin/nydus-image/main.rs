@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use backend::Backend;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use nydus_convert::image::inspect::{HELP, Inspector, Unclear};
 use nydus_convert::image::merge::Incompatible;
 use nydus_convert::image::report::Report;
 use nydus_convert::image::{self, check, report, unpack};
@@ -41,10 +42,10 @@ enum Command {
     Merge(Box<merge::Merge>),
     /// Check a bootstrap and list its blobs
     Check(Check),
-    /// Inspect a bootstrap (not supported yet)
-    Inspect(Rest),
-    /// Print statistics of a bootstrap (not supported yet)
-    Stat(Rest),
+    /// Look around in a bootstrap
+    Inspect(Inspect),
+    /// Print how many files and chunks bootstraps have
+    Stat(Stat),
     /// Write the files of an image into a tar
     Unpack(Unpack),
     /// Export an image as a block device (not supported yet)
@@ -88,6 +89,47 @@ struct Check {
     /// Print every inode
     #[arg(short = 'v', long, action = ArgAction::SetTrue)]
     verbose: bool,
+    /// File for the result, as JSON
+    #[arg(short = 'J', long)]
+    output_json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Inspect {
+    /// Bootstrap, or blob with a bootstrap inside
+    #[arg(value_name = "BOOTSTRAP", required_unless_present = "bootstrap_flag")]
+    bootstrap: Option<PathBuf>,
+    /// The same
+    #[arg(short = 'B', long = "bootstrap", id = "bootstrap_flag", conflicts_with = "bootstrap")]
+    bootstrap_flag: Option<PathBuf>,
+    /// Directory of the blobs; taken and not needed
+    #[arg(short = 'D', long, conflicts_with = "config")]
+    blob_dir: Option<PathBuf>,
+    /// Configuration of a storage backend; taken and not needed
+    #[arg(short = 'C', long)]
+    config: Option<PathBuf>,
+    /// Answer one question and leave
+    #[arg(short = 'R', long)]
+    request: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Stat {
+    /// Bootstrap
+    #[arg(short = 'B', long, required_unless_present = "blob_dir")]
+    bootstrap: Option<PathBuf>,
+    /// Directory all of whose files without extension are bootstraps
+    #[arg(short = 'D', long, conflicts_with = "bootstrap")]
+    blob_dir: Option<PathBuf>,
+    /// Bootstrap of an image to compare with the others
+    #[arg(short = 'T', long)]
+    target: Option<PathBuf>,
+    /// Taken and not needed: bootstraps say how their chunks are named
+    #[arg(long)]
+    digester: Option<String>,
+    /// Configuration of a storage backend; taken and not needed
+    #[arg(short = 'C', long)]
+    config: Option<PathBuf>,
     /// File for the result, as JSON
     #[arg(short = 'J', long)]
     output_json: Option<PathBuf>,
@@ -149,8 +191,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let path = flags.bootstrap.or(flags.bootstrap_flag).context("a bootstrap is needed")?;
             check::check(&path, flags.verbose, &mut out, flags.output_json.as_ref())
         }
-        Command::Inspect(_) => not_yet("inspect"),
-        Command::Stat(_) => not_yet("stat"),
+        Command::Inspect(flags) => inspect(flags, &mut out),
+        Command::Stat(flags) => stat(flags, &mut out),
         Command::Unpack(flags) => {
             let path = flags.bootstrap.or(flags.bootstrap_flag).context("a bootstrap is needed")?;
             unpack::unpack(image::open(&path)?, &flags.backend.config(&path)?, &flags.output)
@@ -159,6 +201,45 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Compact(_) => not_yet("compact"),
         Command::Optimize(_) => not_yet("optimize"),
         Command::Chunkdict(_) => not_yet("chunkdict"),
+    }
+}
+
+fn inspect(flags: Inspect, out: &mut impl io::Write) -> anyhow::Result<()> {
+    let path = flags.bootstrap.or(flags.bootstrap_flag).context("a bootstrap is needed")?;
+    let mut inspector = Inspector::new(image::open(&path)?);
+    let Some(request) = flags.request else {
+        return Ok(inspector.converse(io::stdin().lock(), out)?);
+    };
+    match inspector.request(&request) {
+        Ok(answer) => Ok(write!(out, "{answer}")?),
+        Err(error) => {
+            if error.downcast_ref::<Unclear>().is_some() {
+                write!(out, "{HELP}")?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn stat(flags: Stat, out: &mut impl io::Write) -> anyhow::Result<()> {
+    let base = match (flags.bootstrap, &flags.blob_dir) {
+        (Some(path), _) => vec![path],
+        (None, Some(dir)) => {
+            let context = || format!("reading {}", dir.display());
+            let files = std::fs::read_dir(dir).with_context(context)?;
+            let paths = files.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+            let mut paths = paths.with_context(context)?;
+            paths.retain(|path| path.is_file() && path.extension().is_none());
+            paths.sort();
+            paths
+        }
+        (None, None) => bail!("--bootstrap or --blob-dir is needed"),
+    };
+    let statistics = image::stat::stat(&base, flags.target.as_deref())?;
+    match flags.output_json {
+        Some(path) => std::fs::write(&path, serde_json::to_vec(&statistics)?)
+            .with_context(|| format!("writing {}", path.display())),
+        None => Ok(statistics.print(out)?),
     }
 }
 
