@@ -393,7 +393,11 @@ fn diff_ids(config: &serde_json::Value, layers: usize) -> anyhow::Result<Vec<Str
 fn extend_config(config: &mut serde_json::Value, mut diff_ids: Vec<String>, bootstrap: String) -> anyhow::Result<()> {
     diff_ids.push(bootstrap);
     let object = config.as_object_mut().context("the image's configuration is not an object")?;
-    let entry = serde_json::json!({ "created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer" });
+    let mut entry = serde_json::json!({ "created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer" });
+    // nerdctl takes the last entry's time without looking whether there is one. The source's, so that the same source
+    // always makes the same image.
+    let created = object.get("created").filter(|created| created.is_string()).cloned();
+    entry["created"] = created.unwrap_or_else(|| "1970-01-01T00:00:00Z".into());
     match object.entry("history").or_insert_with(|| serde_json::json!([])) {
         serde_json::Value::Array(history) => history.push(entry),
         other => *other = serde_json::json!([entry]),
@@ -407,4 +411,29 @@ fn extend_config(config: &mut serde_json::Value, mut diff_ids: Vec<String>, boot
 fn short(digest: &str) -> &str {
     let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
     hex.get(..12).unwrap_or(hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::extend_config;
+
+    #[test]
+    fn every_entry_of_the_history_that_is_added_has_a_time() -> anyhow::Result<()> {
+        for (source, time) in [
+            (
+                json!({ "created": "2025-01-01T00:00:00Z", "history": [{ "created": "2024-01-01T00:00:00Z" }] }),
+                "2025-01-01T00:00:00Z",
+            ),
+            (json!({ "created": null, "history": null }), "1970-01-01T00:00:00Z"),
+            (json!({}), "1970-01-01T00:00:00Z"),
+        ] {
+            let mut config = source.clone();
+            extend_config(&mut config, Vec::new(), "sha256:0".into())?;
+            let last = config["history"].as_array().and_then(|history| history.last()).map(|entry| &entry["created"]);
+            assert_eq!(last, Some(&json!(time)), "from {source}");
+        }
+        Ok(())
+    }
 }
