@@ -4,17 +4,21 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use nydus_backend::registry::Client;
+use nydus_backend::registry::{BlobRequest, Client};
 use nydus_rafs::{Bootstrap, Compressor};
+use nydus_tests::authority::Authority;
+use nydus_tests::containerd::{Containerd, Options};
 use nydus_tests::converted::Converted;
+use nydus_tests::front::Front;
 use nydus_tests::fuse::Mounted;
-use nydus_tests::needs::{Need, met};
+use nydus_tests::liar::descriptor;
+use nydus_tests::needs::{CONTAINERD, Need, met};
 use nydus_tests::process::{run, shoal};
 use nydus_tests::registry::Registry;
 use nydus_tests::scratch::Scratch;
 use nydus_tests::tree::{self, Table};
 use nydus_tests::{image, smoke};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("docker-registry"), Need::Program("busybox")];
 
@@ -88,5 +92,173 @@ async fn every_form_shows_the_same_files() -> Result<()> {
         let told = &last["annotations"]["containerd.io/snapshot/nydus-fs-version"];
         ensure!(*told == version.to_string().as_str(), "{name} says version {told}");
     }
+    Ok(())
+}
+
+impl Bed {
+    /// Pushes an index of the image for two platforms under `app:both`; returns the digests of its manifests.
+    async fn push_index(&self) -> Result<Vec<String>> {
+        let mut entries = Vec::new();
+        let manifest: Value = serde_json::from_slice(&self.client.manifest("app", "1").await?.bytes)?;
+        for architecture in [HOST, OTHER] {
+            let mut manifest = manifest.clone();
+            let digest = manifest["config"]["digest"].as_str().context("a digest")?;
+            let bytes = self.client.blob("app", digest, &BlobRequest::default()).await?.read(1 << 20).await?;
+            let mut config: Value = serde_json::from_slice(&bytes)?;
+            config["architecture"] = architecture.into();
+            let bytes = serde_json::to_vec(&config)?;
+            let config = descriptor(CONFIG, &bytes);
+            self.client.push_blob("app", config["digest"].as_str().unwrap_or_default(), bytes.into()).await?;
+            manifest["config"] = config;
+            let bytes = serde_json::to_vec(&manifest)?;
+            let mut entry = descriptor(MANIFEST, &bytes);
+            let digest = entry["digest"].as_str().unwrap_or_default().to_owned();
+            self.client.put_manifest("app", &digest, MANIFEST, bytes.into()).await?;
+            entry["platform"] = json!({"architecture": architecture, "os": "linux"});
+            entries.push(entry);
+        }
+        let digests = entries.iter().map(|entry| entry["digest"].as_str().unwrap_or_default().to_owned()).collect();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
+        self.client.put_manifest("app", "both", INDEX, serde_json::to_vec(&index)?.into()).await?;
+        Ok(digests)
+    }
+
+    fn convert_both(&self, target: &str, arguments: &[&str]) -> Result<String> {
+        let host = &self.registry.host;
+        let mut command = Command::new(shoal("nydusify")?);
+        command.args(["convert", "--source", &format!("{host}/app:both")]);
+        command.args(["--target", &format!("{host}/{target}:nydus")]);
+        run(command.arg("--work-dir").arg(self.scratch.path().join("work")).args(arguments))
+    }
+
+    async fn document(&self, repo: &str, target: &str) -> Result<Value> {
+        Ok(serde_json::from_slice(&self.client.manifest(repo, target).await?.bytes)?)
+    }
+}
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const HOST: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+const OTHER: &str = "s390x";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_converted_whole_in_part_or_beside_the_original() -> Result<()> {
+    if !met(CONTAINERD) {
+        return Ok(());
+    }
+    let bed = Bed::new("index").await?;
+    let sources = bed.push_index().await?;
+    bed.convert_both("all", &["--all-platforms"])?;
+    let all = bed.document("all", "nydus").await?;
+    let platforms = |index: &Value| -> Vec<String> {
+        let entries = index["manifests"].as_array().into_iter().flatten();
+        entries.map(|entry| entry["platform"]["architecture"].as_str().unwrap_or("none").to_owned()).collect()
+    };
+    ensure!(platforms(&all) == [HOST, OTHER], "the index is {all}");
+
+    bed.convert_both("one", &["--platform", &format!("linux/{OTHER}")])?;
+    let one = bed.document("one", "nydus").await?;
+    let from = &one["annotations"]["containerd.io/snapshot/nydus-source-digest"];
+    ensure!(*from == sources[1].as_str(), "the platform was not heeded: {one}");
+
+    bed.convert_both("merged", &["--merge-platform"])?;
+    let merged = bed.document("merged", "nydus").await?;
+    ensure!(platforms(&merged) == [HOST, HOST], "the merged index is {merged}");
+    ensure!(merged["manifests"][0]["digest"] == sources[0].as_str(), "the original is not first, or not the original");
+    let kind = "application/vnd.nydus.image.manifest.v1+json";
+    ensure!(merged["manifests"][1]["artifactType"] == kind, "the converted one is not told apart: {merged}");
+
+    // Who knows no nydus images still gets the original.
+    let options = Options {
+        cri_snapshotter: "overlayfs",
+        snapshotter: None,
+        pause: String::new(),
+        plain_http: vec![bed.registry.host.clone()],
+        mirror: None,
+        binary: None,
+        private: Vec::new(),
+    };
+    let containerd = Containerd::start(&bed.scratch.dir("ctd")?, &options)?;
+    let name = format!("{}/merged:nydus", bed.registry.host);
+    run(containerd.ctr().args(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &name]))?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_converted_image_is_found_from_its_original() -> Result<()> {
+    if !met(NEEDS) {
+        return Ok(());
+    }
+    let bed = Bed::new("referrer").await?;
+    bed.convert("app", &["--with-referrer"])?;
+    let source = bed.client.manifest("app", "1").await?;
+    let made = bed.client.manifest("app", "nydus").await?;
+    let manifest: Value = serde_json::from_slice(&made.bytes)?;
+    ensure!(manifest["subject"]["digest"] == source.digest.as_str(), "the subject is {}", manifest["subject"]);
+    let known = bed.client.referrers("app", &source.digest, None).await?;
+    let found: Vec<_> = known.manifests().iter().map(|entry| entry.digest().to_string()).collect();
+    ensure!(found == [made.digest], "the referrers are {found:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_the_same_image_with_everything_that_it_needs() -> Result<()> {
+    if !met(NEEDS) {
+        return Ok(());
+    }
+    let bed = Bed::new("copy").await?;
+    bed.convert("ref", &["--oci-ref"])?;
+    let made = bed.client.manifest("ref", "nydus").await?;
+    let other = Registry::start(&bed.scratch.dir("other")?)?;
+    let archive = bed.scratch.path().join("copy.tar");
+    let copy = |from: String, to: String| -> Result<String> {
+        let mut command = Command::new(shoal("nydusify")?);
+        command.args(["copy", "--source", &from, "--target", &to]);
+        run(command.arg("--work-dir").arg(bed.scratch.path().join("work")))
+    };
+    copy(format!("{}/ref:nydus", bed.registry.host), format!("file://{}", archive.display()))?;
+    copy(format!("file://{}", archive.display()), format!("{}/far:copied", other.host))?;
+    let client = image::client(&other.host)?;
+    ensure!(client.manifest("far", "copied").await?.digest == made.digest, "the copy is another image");
+    // With the layers that it refers to.
+    Converted::pull(&client, "far", "copied", &bed.scratch.dir("pulled")?).await?;
+    // Converting what is converted copies it too.
+    let mut convert = Command::new(shoal("nydusify")?);
+    convert.args(["convert", "--source", &format!("{}/ref:nydus", bed.registry.host)]);
+    convert.args(["--target", &format!("{}/near:passed", other.host)]);
+    run(convert.arg("--work-dir").arg(bed.scratch.path().join("work")))?;
+    ensure!(client.manifest("near", "passed").await?.digest == made.digest, "a nydus image was changed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_is_explained() -> Result<()> {
+    if !met(NEEDS) || !met(&[Need::Program("openssl")]) {
+        return Ok(());
+    }
+    let bed = Bed::new("login").await?;
+    let authority = Authority::make(&bed.scratch.dir("authority")?)?;
+    let front = Front::start(&bed.registry.host, &authority).await?;
+    let docker = bed.scratch.dir("docker")?;
+    let config = docker.join("config.json");
+    let refused = || -> Result<String> {
+        let mut command = Command::new(shoal("nydusify")?);
+        command.args(["convert", "--source", &format!("{}/app:1", front.host), "--target", "localhost:1/x:1"]);
+        command.arg("--work-dir").arg(bed.scratch.path().join("work"));
+        command.env("DOCKER_CONFIG", &docker).env("SSL_CERT_FILE", authority.ca());
+        Ok(format!("{:#}", run(&mut command).err().context("it was let in")?))
+    };
+    let says = |said: &str, words: &[&str]| -> Result<()> {
+        for word in words {
+            ensure!(said.contains(word), "`{word}` is not in: {said}");
+        }
+        Ok(())
+    };
+    says(&refused()?, &["no docker configuration", &format!("docker login {}", front.host), "401"])?;
+    std::fs::write(&config, "{}")?;
+    says(&refused()?, &["holds no entry", &config.display().to_string(), "docker login", "401"])?;
+    std::fs::write(&config, front.docker_config().replace("\"auth\":\"", "\"auth\":\"eDp5\", \"was\":\""))?;
+    says(&refused()?, &[&format!("used entry `{}`", front.host), &config.display().to_string(), "/token", "401"])?;
     Ok(())
 }

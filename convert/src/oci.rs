@@ -19,6 +19,10 @@ pub mod names {
     pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
     /// OCI layer, gzip.
     pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    /// Configuration of a nydus image beside its original in one index.
+    pub const NYDUS_CONFIG: &str = "application/vnd.nydus.image.config.v1+json";
+    /// What such an index says that its nydus manifests are.
+    pub const NYDUS_MANIFEST: &str = "application/vnd.nydus.image.manifest.v1+json";
     /// Docker manifest.
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     /// Docker index.

@@ -98,7 +98,7 @@ impl Credential {
     ///
     /// [`CredentialError::Docker`] if the file cannot be read or a helper fails.
     pub fn from_docker_config(registry: &str) -> Result<Self, CredentialError> {
-        let Some(path) = docker_config_path() else {
+        let Some(path) = docker_config::path() else {
             return Ok(Self::Anonymous);
         };
         Self::from_docker_config_at(path, registry)
@@ -157,12 +157,60 @@ fn within<T: Send + 'static>(limit: Duration, answer: impl FnOnce() -> T + Send 
     told.recv_timeout(limit).ok()
 }
 
-fn docker_config_path() -> Option<PathBuf> {
-    let folder = match std::env::var_os("DOCKER_CONFIG") {
-        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-        _ => PathBuf::from(std::env::var_os("HOME")?).join(".docker"),
-    };
-    Some(folder.join("config.json"))
+/// Docker's configuration file: where it is, and which of its entries is used.
+pub mod docker_config {
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+
+    /// Returns the file of the user who runs this.
+    pub fn path() -> Option<PathBuf> {
+        let folder = match std::env::var_os("DOCKER_CONFIG") {
+            Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+            _ => PathBuf::from(std::env::var_os("HOME")?).join(".docker"),
+        };
+        Some(folder.join("config.json"))
+    }
+
+    /// Returns the name under which a registry's account is filed.
+    pub(super) fn key(registry: &str) -> &str {
+        match registry {
+            "docker.io" | "index.docker.io" | "registry-1.docker.io" => "https://index.docker.io/v1/",
+            other => other,
+        }
+    }
+
+    /// Where a registry's account comes from, to be told to a person.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Account {
+        /// There is no file.
+        Nowhere,
+        /// The file has no entry for the registry.
+        Unknown(PathBuf),
+        /// This entry of the file, or the helper that it names.
+        Entry(String, PathBuf),
+    }
+
+    /// Tells where the account for `registry` comes from.
+    pub fn account(registry: &str) -> Account {
+        let Some(path) = path() else { return Account::Nowhere };
+        let Ok(text) = std::fs::read(&path) else { return Account::Nowhere };
+        let file: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let key = key(registry);
+        if let Some(helper) = file["credHelpers"][key].as_str() {
+            return Account::Entry(format!("credHelpers {key}: {helper}"), path);
+        }
+        let filed = |name: &str| {
+            let bare = name.trim_start_matches("https://").trim_start_matches("http://");
+            name == key || bare.split('/').next() == Some(key)
+        };
+        let found = file["auths"].as_object().and_then(|auths| auths.keys().find(|name| filed(name)));
+        match (found, file["credsStore"].as_str()) {
+            (Some(name), _) => Account::Entry(name.clone(), path),
+            (None, Some(store)) => Account::Entry(format!("credsStore: {store}"), path),
+            (None, None) => Account::Unknown(path),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use super::bundle::{self, Member};
+use super::copy;
 pub use super::fetch::Wanted;
 use super::fetch::{self, Found};
 use super::layer::{self, Made, Workshop};
@@ -62,6 +63,10 @@ pub struct Request {
     pub refer: bool,
     /// Whether docker media types become OCI ones.
     pub oci: bool,
+    /// Whether the original images stand in the target's index beside the converted ones.
+    pub merge_platform: bool,
+    /// Whether manifests refer to the source's as their subject.
+    pub referrer: bool,
     /// Paths that a node shall fetch first; none by default.
     pub prefetch: Vec<PathBuf>,
     /// Whether the pushed image is read back and compared.
@@ -100,7 +105,7 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
     if request.target.digest().is_some() {
         bail!("the target {} names a digest; name a tag", request.target);
     }
-    let (found, index) = fetch::manifests(&request.origin, request.source.target(), &request.wanted)
+    let (found, index) = fetch::manifests(&request.origin, request.source.target(), &request.wanted, false)
         .await
         .with_context(|| format!("reading {}", request.source))?;
     metrics.source_pull_elapsed = nanos(begun);
@@ -113,7 +118,17 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
     };
     let destination = Destination::new(request.destination.clone(), request.target.clone(), &request.origin);
     let mut manifests = Vec::new();
-    for found in found {
+    let mut originals = Vec::new();
+    for mut found in found {
+        if request.merge_platform {
+            copy::image(&request.origin, &destination, &found, &request.work_dir, progress).await?;
+            destination.put(&found.descriptor.digest, &found.descriptor.media_type, &found.bytes).await?;
+            if found.descriptor.platform.is_none() {
+                let config = fetch::config(&request.origin, &found.manifest.config).await?;
+                found.descriptor.platform = serde_json::from_value(config).ok();
+            }
+            originals.push(found.descriptor.clone());
+        }
         let platform = found.descriptor.platform.as_ref().map_or_else(String::new, Platform::to_string);
         let image = Image { request, workshop: &workshop, destination: &destination, progress };
         let made = image.convert(found, metrics).await;
@@ -122,28 +137,39 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         })?);
     }
     let pushing = Instant::now();
-    let (media_type, bytes) = match (<[_; 1]>::try_from(manifests), index) {
-        (Ok([one]), _) => (one.descriptor.media_type, one.bytes),
-        (Err(several), index) => {
-            for one in &several {
+    let (media_type, bytes) = match (manifests.as_slice(), originals.is_empty()) {
+        ([one], true) => (one.descriptor.media_type.clone(), one.bytes.clone()),
+        (several, _) => {
+            for one in several {
                 destination.put(&one.descriptor.digest, &one.descriptor.media_type, &one.bytes).await?;
             }
-            join(several, index, request.oci)?
+            // The originals come first: who knows no nydus images takes the first of its platform.
+            let made = several.iter().map(|one| match request.merge_platform {
+                true => Descriptor { artifact_type: Some(names::NYDUS_MANIFEST.to_owned()), ..one.descriptor.clone() },
+                false => one.descriptor.clone(),
+            });
+            let entries = originals.into_iter().chain(made).collect();
+            join(entries, index, request.oci || request.merge_platform)?
         }
     };
     destination.tag(&media_type, &bytes).await?;
+    if request.referrer {
+        for one in manifests {
+            destination.refer(one.descriptor, &one.bytes).await?;
+        }
+    }
     metrics.target_push_elapsed += nanos(pushing);
     Ok(format!("sha256:{}", hex::encode(Sha256::digest(&bytes))))
 }
 
-/// Makes the index of several converted manifests.
-fn join(several: Vec<Converted>, index: Option<Index>, oci: bool) -> anyhow::Result<(String, Bytes)> {
+/// Makes the index of several manifests, with what the source's index says.
+pub(super) fn join(manifests: Vec<Descriptor>, index: Option<Index>, oci: bool) -> anyhow::Result<(String, Bytes)> {
     let docker = index.as_ref().is_some_and(|index| index.media_type == names::DOCKER_INDEX);
     let media_type = if docker && !oci { names::DOCKER_INDEX } else { names::OCI_INDEX };
     let index = Index {
         schema_version: 2,
         media_type: media_type.to_owned(),
-        manifests: several.into_iter().map(|one| one.descriptor).collect(),
+        manifests,
         annotations: index.map(|index| index.annotations).unwrap_or_default(),
     };
     Ok((media_type.to_owned(), serde_json::to_vec(&index).context("writing the index")?.into()))
@@ -174,11 +200,17 @@ struct ImageBlob {
 
 impl Image<'_> {
     async fn convert(&self, source: Found, metrics: &mut Metrics) -> anyhow::Result<Converted> {
-        let Found { descriptor, manifest } = source;
-        if manifest.layers.iter().any(Descriptor::is_nydus) {
+        if source.manifest.layers.last().is_some_and(Descriptor::is_nydus) {
+            tracing::info!(source_image = %self.request.source, "it is a nydus image already, and copied as it is");
+            let Request { origin, work_dir, .. } = self.request;
+            copy::image(origin, self.destination, &source, work_dir, self.progress).await?;
+            return Ok(Converted { descriptor: source.descriptor, bytes: source.bytes });
+        }
+        let Found { descriptor, manifest, .. } = source;
+        if let Some(layer) = manifest.layers.iter().find(|layer| layer.is_nydus()) {
             bail!(
-                "{} is a nydus image already; use `nydusify copy`, or convert the image that it was made from",
-                self.request.source
+                "layer {} is one of a nydus image, and other layers lie above it: convert the original image with these layers",
+                layer.digest
             );
         }
         fetch::refuse_artifact(&manifest)?;
@@ -243,7 +275,12 @@ impl Image<'_> {
         }
 
         let media_type = if docker { names::DOCKER_MANIFEST } else { names::OCI_MANIFEST };
-        let config_type = if docker { names::DOCKER_CONFIG } else { names::OCI_CONFIG };
+        let config_type = match (self.request.merge_platform, docker) {
+            (true, _) => names::NYDUS_CONFIG,
+            (false, true) => names::DOCKER_CONFIG,
+            (false, false) => names::OCI_CONFIG,
+        };
+        let subject = Descriptor { platform: None, ..descriptor.clone() };
         let mut annotations = manifest.annotations;
         annotations.insert(names::ANNOTATION_SOURCE_DIGEST.into(), descriptor.digest.clone());
         annotations.insert(names::ANNOTATION_SOURCE_REFERENCE.into(), self.request.source.to_string());
@@ -254,7 +291,7 @@ impl Image<'_> {
             media_type: media_type.to_owned(),
             config: Descriptor::new(config_type, &config_digest, config.len() as u64),
             layers,
-            subject: None,
+            subject: self.request.referrer.then_some(subject),
             annotations,
         };
         let bytes = Bytes::from(serde_json::to_vec(&manifest).context("writing the manifest")?);
@@ -408,7 +445,7 @@ fn extend_config(config: &mut serde_json::Value, mut diff_ids: Vec<String>, boot
     Ok(())
 }
 
-fn short(digest: &str) -> &str {
+pub(super) fn short(digest: &str) -> &str {
     let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
     hex.get(..12).unwrap_or(hex)
 }

@@ -9,7 +9,7 @@ use super::place::{Place, PlaceError};
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 
 /// The largest image configuration that is read. Some carry long histories; none that we know of 1 MiB.
-const MAX_CONFIG: u64 = 16 << 20;
+pub(super) const MAX_CONFIG: u64 = 16 << 20;
 
 /// The most indexes within an index that are read.
 const MAX_DEPTH: usize = 8;
@@ -37,19 +37,23 @@ pub(super) async fn persist<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<
 pub(super) struct Found {
     pub(super) descriptor: Descriptor,
     pub(super) manifest: Manifest,
+    /// The manifest as it is.
+    pub(super) bytes: Bytes,
 }
 
-/// Reads the manifests of an image: one, or those of an index that `wanted` accepts.
+/// Reads the manifests of an image: one, or those of an index that `wanted` accepts, with those that are converted already
+/// if `nydus` says so.
 pub(super) async fn manifests(
     place: &Place,
     target: &str,
     wanted: &Wanted,
+    nydus: bool,
 ) -> anyhow::Result<(Vec<Found>, Option<Index>)> {
     let document = persist("reading the source's manifest", async || place.manifest(target).await).await?;
     if !document.is_index() {
         let descriptor = Descriptor::new(&document.media_type, &document.digest, document.bytes.len() as u64);
         let manifest = parse(&document.media_type, &document.bytes)?;
-        return Ok((vec![Found { descriptor, manifest }], None));
+        return Ok((vec![Found { descriptor, manifest, bytes: document.bytes }], None));
     }
     let mut index = parse_index(&document.bytes)?;
     for _ in 0..MAX_DEPTH {
@@ -67,7 +71,7 @@ pub(super) async fn manifests(
     if let Some(left) = index.manifests.iter().find(|entry| entry.is_index()) {
         bail!("the source's index leads to more than {MAX_DEPTH} others, {} among them", left.digest);
     }
-    let chosen = wanted.choose(&index)?;
+    let chosen = wanted.choose(&index, nydus)?;
     let mut found = Vec::new();
     for descriptor in chosen {
         let digest = descriptor.digest.as_str();
@@ -76,7 +80,7 @@ pub(super) async fn manifests(
             bail!("{digest} is an index, and the source's index calls it a manifest: one of the two is damaged");
         }
         let manifest = parse(&document.media_type, &document.bytes)?;
-        found.push(Found { descriptor, manifest });
+        found.push(Found { descriptor, manifest, bytes: document.bytes });
     }
     Ok((found, Some(index)))
 }
@@ -128,16 +132,25 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    fn choose(&self, index: &Index) -> anyhow::Result<Vec<Descriptor>> {
+    /// Takes all, or those that are named, or this machine's.
+    pub fn of(all: bool, named: &[Platform]) -> Self {
+        match (all, named.is_empty()) {
+            (true, _) => Self::All,
+            (false, true) => Self::Platforms(vec![Platform::host()]),
+            (false, false) => Self::Platforms(named.to_vec()),
+        }
+    }
+
+    fn choose(&self, index: &Index, nydus: bool) -> anyhow::Result<Vec<Descriptor>> {
         let images = || {
             index.manifests.iter().filter(|entry| {
                 let attestation = entry.annotations.contains_key("vnd.docker.reference.type")
                     || entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
-                let nydus = entry.artifact_type.as_deref() == Some("application/vnd.nydus.image.manifest.v1+json")
+                let is_nydus = entry.artifact_type.as_deref() == Some("application/vnd.nydus.image.manifest.v1+json")
                     || entry.platform.as_ref().is_some_and(|platform| {
                         platform.os_features.iter().any(|feature| feature == "nydus.remoteimage.v1")
                     });
-                !attestation && !nydus && entry.platform.is_some()
+                !attestation && (nydus || !is_nydus) && entry.platform.is_some()
             })
         };
         let offered = || {
@@ -157,16 +170,20 @@ impl Wanted {
                 for platform in platforms {
                     let accepts =
                         |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|offered| platform.accepts(offered));
-                    let Some(entry) = images().find(accepts) else {
+                    let mut accepted = images().filter(accepts).peekable();
+                    if accepted.peek().is_none() {
                         if images().next().is_none() && index.manifests.iter().any(|entry| entry.platform.is_none()) {
                             bail!(
                                 "the source's index does not say for which platforms its manifests are; name one of them by its digest"
                             );
                         }
                         bail!("the source has no image for {platform}; it has {}", offered());
-                    };
-                    if !chosen.contains(entry) {
-                        chosen.push(entry.clone());
+                    }
+                    // Of one platform there may be an image of each kind.
+                    for entry in accepted.take(if nydus { usize::MAX } else { 1 }) {
+                        if !chosen.contains(entry) {
+                            chosen.push(entry.clone());
+                        }
                     }
                 }
                 Ok(chosen)

@@ -110,7 +110,7 @@ impl Span {
         Ok(bytes.into())
     }
 
-    fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         self.range.end - self.range.start
     }
 

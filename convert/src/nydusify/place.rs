@@ -75,6 +75,18 @@ impl Place {
         }
     }
 
+    /// Returns the size of a blob.
+    pub(super) async fn size(&self, digest: &str) -> Result<u64, PlaceError> {
+        match self {
+            Self::Repository { client, name } => Ok(client.blob_size(name, digest).await?),
+            Self::Layout(layout) => {
+                let layout = Arc::clone(layout);
+                let digest = digest.to_owned();
+                Ok(blocking(move || layout.blob(&digest)).await?.len())
+            }
+        }
+    }
+
     /// Opens a blob, or a part of it.
     pub(super) async fn blob(&self, digest: &str, range: Option<Range<u64>>) -> Result<Reading, PlaceError> {
         match self {

@@ -16,7 +16,7 @@ use nydus_backend::registry::{Client, Mounted, Reference, RegistryError, Upload}
 use super::fetch::persist;
 use super::layer::{self, TRIES, pause};
 use super::place::{Place, blocking};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Index, Manifest, names};
 
 /// How much of a file is read at once.
 const PIECE: usize = 128 << 10;
@@ -187,6 +187,30 @@ impl Destination {
             }
             Place::Layout(_) => self.push_bytes(digest, bytes.clone()).await,
         }
+    }
+
+    /// Makes a manifest findable by its subject: where the registry does not do so itself, in the index under the tag that
+    /// the subject's digest makes.
+    pub(super) async fn refer(&self, mut descriptor: Descriptor, bytes: &Bytes) -> anyhow::Result<()> {
+        let manifest: Manifest = serde_json::from_slice(bytes).context("reading the manifest that was made")?;
+        let (Place::Repository { client, name }, Some(subject)) = (&self.place, &manifest.subject) else {
+            return Ok(());
+        };
+        self.put(&descriptor.digest, &descriptor.media_type, bytes).await?;
+        let known =
+            persist("asking for referrers", async || Ok(client.referrers(name, &subject.digest, None).await?)).await?;
+        let mut index: Index =
+            serde_json::from_value(serde_json::to_value(&known)?).context("reading the list of referrers")?;
+        if index.manifests.iter().any(|entry| entry.digest == descriptor.digest) {
+            return Ok(());
+        }
+        descriptor.platform = None;
+        descriptor.artifact_type = Some(manifest.config.media_type);
+        descriptor.annotations = manifest.annotations;
+        index.media_type = names::OCI_INDEX.to_owned();
+        index.manifests.push(descriptor);
+        let index = Bytes::from(serde_json::to_vec(&index).context("writing the list of referrers")?);
+        self.put(&subject.digest.replace(':', "-"), names::OCI_INDEX, &index).await
     }
 
     /// Gives a manifest or index the image's name. Nobody who asks for the image sees anything of it before.

@@ -4,24 +4,22 @@ use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use nydus_backend::Credential;
-use nydus_backend::http::{Proxy, Timeouts, Tls};
-use nydus_backend::registry::{Client, ClientOptions, Reference, Scheme};
+use nydus_backend::registry::Reference;
 use nydus_convert::chunk_size::{BatchSize, ChunkSize};
-use nydus_convert::nydusify::convert::{self, Metrics, Request, Wanted};
-use nydus_convert::nydusify::layout::Layout;
-use nydus_convert::nydusify::place::Place;
+use nydus_convert::nydusify::convert::{self, Metrics, Request};
+use nydus_convert::nydusify::fetch::Wanted;
 use nydus_convert::nydusify::progress::Progress;
 use nydus_convert::oci::Platform;
 use nydus_convert::pack::Recipe;
 use nydus_convert::prefetch;
 use nydus_rafs::{Algorithm, Compressor, Version};
 use tempfile::NamedTempFile;
+
+use crate::side::{Side, WorkDir, explained};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -95,6 +93,12 @@ pub(crate) struct Convert {
     /// Align chunks of RAFS version 5 to 4 KiB; those of version 6 always are
     #[arg(long, env = "FS_ALIGN_CHUNK", alias = "backend-aligned-chunk")]
     fs_align_chunk: bool,
+    /// Make an index of the original images and the converted ones
+    #[arg(long, env = "MERGE_PLATFORM", alias = "multi-platform")]
+    merge_platform: bool,
+    /// Name the source manifest as the subject of the converted one, so that it can be found from there
+    #[arg(long, env = "WITH_REFERRER")]
+    with_referrer: bool,
     /// Below which number of bytes small files are packed together: 0, or a power of two from 0x1000 to 0x1000000
     #[arg(long, env = "BATCH_SIZE", default_value = "0")]
     batch_size: BatchSize,
@@ -161,10 +165,6 @@ struct Later {
     chunk_dict: Option<String>,
     #[arg(long, env = "CHUNK_DICT_INSECURE", hide = true)]
     chunk_dict_insecure: bool,
-    #[arg(long, env = "MERGE_PLATFORM", alias = "multi-platform", hide = true)]
-    merge_platform: bool,
-    #[arg(long, env = "WITH_REFERRER", hide = true)]
-    with_referrer: bool,
     #[arg(long, env = "REVERSE", hide = true)]
     reverse: bool,
 }
@@ -182,8 +182,6 @@ impl Later {
             ("--build-cache", self.build_cache.is_some()),
             ("--build-cache-tag", self.build_cache_tag.is_some()),
             ("--chunk-dict", self.chunk_dict.is_some()),
-            ("--merge-platform", self.merge_platform),
-            ("--with-referrer", self.with_referrer),
             ("--reverse", self.reverse),
         ];
         asked.into_iter().find_map(|(flag, asked)| asked.then_some(flag))
@@ -204,26 +202,38 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
     flags.retired.warn();
     let report = flags.output_json.as_deref().map(Report::begin).transpose().context("--output-json")?;
     let work_dir = WorkDir::make(&flags.work_dir).context("--work-dir")?;
+    let plain_http = flags.plain_http;
+    let from = Side {
+        name: source.clone(),
+        archive: flags.source_archive.clone(),
+        insecure: flags.source_insecure,
+        plain_http,
+    };
+    let to = Side {
+        name: target.clone(),
+        archive: flags.target_archive.clone(),
+        insecure: flags.target_insecure,
+        plain_http,
+    };
     let request = Request {
-        origin: origin(flags, &source, &work_dir.path).await?,
-        destination: destination(flags, &target).await?,
+        origin: from.source(&work_dir.path).await.context(from.flag("--source"))?,
+        destination: to.target().await.context(to.flag("--target"))?,
         source,
         target,
-        wanted: match (flags.all_platforms, flags.platform.is_empty()) {
-            (true, _) => Wanted::All,
-            (false, true) => Wanted::Platforms(vec![Platform::host()]),
-            (false, false) => Wanted::Platforms(flags.platform.clone()),
-        },
+        wanted: Wanted::of(flags.all_platforms, &flags.platform),
         recipe: flags.recipe()?,
         refer: flags.oci_ref,
         work_dir: work_dir.path.clone(),
-        oci: flags.oci_ref || flags.oci && !flags.retired.docker_v2_format,
+        merge_platform: flags.merge_platform,
+        referrer: flags.with_referrer,
+        oci: flags.oci_ref || flags.with_referrer || flags.oci && !flags.retired.docker_v2_format,
         prefetch,
         verify: !flags.no_verify,
     };
     let mut metrics = Metrics::default();
     let outcome = convert::convert(&request, progress, &mut metrics).await;
     let saved = report.map(|report| report.save(outcome.is_ok().then_some(&metrics))).transpose();
+    let outcome = outcome.map_err(|error| explained(error, &[&from, &to]));
     let digest = outcome.with_context(|| format!("converting {} to {}", request.source, request.target))?;
     saved.context("--output-json")?;
     tracing::info!(
@@ -271,27 +281,6 @@ impl Convert {
     }
 }
 
-async fn origin(flags: &Convert, source: &Reference, work_dir: &Path) -> anyhow::Result<Place> {
-    let Some(path) = flags.source_archive.clone() else {
-        let client = client(source, flags.source_insecure, flags.plain_http).await?;
-        return Ok(Place::Repository { client, name: source.repository().to_owned() });
-    };
-    let (source, work_dir) = (source.clone(), work_dir.to_owned());
-    let opening = tokio::task::spawn_blocking(move || Layout::open(&path, &source, &work_dir));
-    let layout = opening.await.context("reading the archive stopped")?.context("--source-archive")?;
-    Ok(Place::Layout(Arc::new(layout)))
-}
-
-async fn destination(flags: &Convert, target: &Reference) -> anyhow::Result<Place> {
-    match &flags.target_archive {
-        Some(path) => Ok(Place::Layout(Arc::new(Layout::create(path).context("--target-archive")?))),
-        None => {
-            let client = client(target, flags.target_insecure, flags.plain_http).await?;
-            Ok(Place::Repository { client, name: target.repository().to_owned() })
-        }
-    }
-}
-
 fn target(flags: &Convert, source: &Reference) -> anyhow::Result<Reference> {
     match (&flags.target, &flags.target_suffix) {
         (Some(target), _) => target.parse().context("--target"),
@@ -305,22 +294,6 @@ fn target(flags: &Convert, source: &Reference) -> anyhow::Result<Reference> {
         }
         (None, None) => bail!("--target or --target-suffix is needed"),
     }
-}
-
-async fn client(image: &Reference, insecure: bool, plain_http: bool) -> anyhow::Result<Client> {
-    let registry = image.registry().to_owned();
-    // Credential helpers are programs that may take their time.
-    let credential = tokio::task::spawn_blocking(move || Credential::from_docker_config(&registry));
-    let credential = credential.await.context("reading the docker configuration stopped")??;
-    let options = ClientOptions {
-        scheme: if plain_http { Scheme::Http } else { Scheme::Auto },
-        tls: Tls { skip_verify: insecure, ..Tls::default() },
-        timeouts: Timeouts { stall: Duration::from_secs(60), ..Timeouts::REGISTRY },
-        proxy: Proxy::Environment,
-        credential,
-        ..ClientOptions::default()
-    };
-    Client::for_reference(image, options).with_context(|| format!("preparing to speak to {}", image.registry()))
 }
 
 /// The file for what a conversion cost; it gets its name when it is whole.
@@ -344,30 +317,6 @@ impl Report {
         self.file.as_file().set_permissions(Permissions::from_mode(0o644))?;
         self.file.persist(&self.path).with_context(|| format!("writing {}", self.path.display()))?;
         Ok(())
-    }
-}
-
-/// The work directory; removed at the end if it was not there before.
-struct WorkDir {
-    path: PathBuf,
-    made: bool,
-}
-
-impl WorkDir {
-    fn make(path: &Path) -> anyhow::Result<Self> {
-        let made = !path.exists();
-        std::fs::create_dir_all(path).with_context(|| format!("making the work directory {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), made })
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        if self.made
-            && let Err(error) = std::fs::remove_dir(&self.path)
-        {
-            tracing::warn!(dir = %self.path.display(), %error, "the work directory was left behind");
-        }
     }
 }
 
@@ -404,9 +353,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_yet_is_named() {
-        for flag in ["--merge-platform", "--with-referrer", "--reverse"] {
-            assert_eq!(flags(&["--target", "t", flag]).later.first(), Some(flag));
-        }
+        assert_eq!(flags(&["--target", "t", "--reverse"]).later.first(), Some("--reverse"));
         let two = ["--chunk-dict", "--backend-type", "--build-cache"];
         for flag in two {
             assert_eq!(flags(&["--target", "t", flag, "0x1000"]).later.first(), Some(flag));

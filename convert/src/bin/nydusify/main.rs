@@ -1,6 +1,8 @@
 //! `nydusify`: makes RAFS images of container images in registries.
 
 mod convert;
+mod copy;
+mod side;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -39,8 +41,8 @@ enum Command {
     /// Mount a RAFS image (not supported yet)
     #[command(alias = "view")]
     Mount(Rest),
-    /// Copy an image between registries (not supported yet)
-    Copy(Rest),
+    /// Copy an image as it is, between registries, archives and OCI layouts
+    Copy(Box<copy::Copy>),
     /// Build a RAFS image from a directory (not supported yet)
     #[command(alias = "pack")]
     Build(Rest),
@@ -91,7 +93,7 @@ fn run(cli: Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Convert(flags) => runtime.block_on(convert::run(&flags, progress)),
         Command::Check(_) => not_yet("check"),
         Command::Mount(_) => not_yet("mount"),
-        Command::Copy(_) => not_yet("copy"),
+        Command::Copy(flags) => runtime.block_on(copy::run(&flags, progress)),
         Command::Build(_) => not_yet("build"),
         Command::Optimize(_) => not_yet("optimize"),
         Command::Commit(_) => not_yet("commit"),
