@@ -34,12 +34,18 @@ impl Flags {
     /// Some blob is encrypted.
     pub const ENCRYPTION_AES_XTS: u64 = 0x0200_0000;
 
-    /// Checks the flag word found at byte `at` of a bootstrap.
-    pub(crate) fn check(self, at: u64) -> Result<Self, FormatError> {
+    /// Checks the flag word found at byte `at` of a bootstrap of version 5: old ones name no digest, or no compressor.
+    pub(crate) fn check_v5(self, at: u64) -> Result<Self, FormatError> {
         let unknown = self.0 & !KNOWN;
         if unknown != 0 {
             return Err(invalid("superblock flags", at, format!("bits {unknown:#x} are unknown")));
         }
+        Ok(self)
+    }
+
+    /// Checks the flag word found at byte `at` of a bootstrap of version 6.
+    pub(crate) fn check(self, at: u64) -> Result<Self, FormatError> {
+        self.check_v5(at)?;
         if (self.0 & COMPRESSION).count_ones() != 1 || (self.0 & HASH).count_ones() != 1 {
             let why = format!("{:#x} does not name exactly one compressor and one digest", self.0);
             return Err(invalid("superblock flags", at, why));
@@ -67,7 +73,8 @@ impl Flags {
         self.0 & bits == bits
     }
 
-    /// Returns the builder's compressor; where several bits are set the first in the order of the format wins.
+    /// Returns the builder's compressor; where several bits are set the first in the order of the format wins, where none
+    /// is nothing is compressed.
     pub fn compressor(self) -> Compressor {
         if self.has(COMPRESSION_NONE) {
             Compressor::None
@@ -75,13 +82,15 @@ impl Flags {
             Compressor::Lz4Block
         } else if self.has(COMPRESSION_GZIP) {
             Compressor::Gzip
-        } else {
+        } else if self.has(COMPRESSION_ZSTD) {
             Compressor::Zstd
+        } else {
+            Compressor::None
         }
     }
 
-    /// Returns the builder's digest algorithm.
+    /// Returns the builder's digest algorithm: BLAKE3 unless it says otherwise.
     pub fn algorithm(self) -> Algorithm {
-        if self.has(HASH_BLAKE3) { Algorithm::Blake3 } else { Algorithm::Sha256 }
+        if self.has(HASH_SHA256) && !self.has(HASH_BLAKE3) { Algorithm::Sha256 } else { Algorithm::Blake3 }
     }
 }

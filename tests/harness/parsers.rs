@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use axum::http::Method;
-use nydus_convert::layer::{BodyId, LayerBuilder, Rules};
+use nydus_convert::layer::{BodyId, LayerBuilder, Rules, reference};
 use nydus_convert::tar::Archive;
 use nydus_rafs::blob::format::TABLE_HEADER_SIZE;
 use nydus_rafs::blob::section;
@@ -29,6 +29,7 @@ pub const ALL: &[(&str, Parser)] = &[
     ("blob-table", blob_table),
     ("toc", toc),
     ("tar", tar),
+    ("layer", layer),
     ("labels", labels),
     ("config", config),
     ("api", api),
@@ -124,6 +125,17 @@ fn tar(bytes: &[u8]) {
             }
         }
         let _ = builder.finish();
+    }
+}
+
+/// Any bytes as an original layer, gzip or plain, whose files stay where they are: what is found in it is found again.
+fn layer(bytes: &[u8]) {
+    let Ok(referred) = reference::read(bytes, Rules::Upper, 4096) else { return };
+    let chunks = reference::with_points(&referred.reference.chunks, &referred.reference.points);
+    for chunk in chunks.iter().take(16) {
+        let place = |at| usize::try_from(at).expect("it is in memory");
+        let stored = &bytes[place(chunk.stored.start)..place(chunk.stored.end)];
+        assert!(Verified::decode(chunk, stored).is_ok(), "chunk {} is not where it was found", chunk.index.0);
     }
 }
 

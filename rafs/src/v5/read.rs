@@ -48,7 +48,7 @@ impl Layout {
             return bad(12, format!("a chunk size of {chunk_size} bytes"));
         }
         let layout = Self {
-            flags: Flags(superblock.flags.get()).check(16)?,
+            flags: Flags(superblock.flags.get()).check_v5(16)?,
             chunk_size,
             inode_count: superblock.inode_count.get(),
             inode_table: (superblock.inode_table_at.get(), u64::from(superblock.inode_table_len.get())),

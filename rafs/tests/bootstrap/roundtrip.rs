@@ -1,8 +1,8 @@
 //! What was written is what is read.
 
 use nydus_rafs::tree::Reading;
-use nydus_rafs::write::write;
-use nydus_rafs::{Bootstrap, Kind, NodeKind, Tree, Version};
+use nydus_rafs::write::{Options, write};
+use nydus_rafs::{Algorithm, Bootstrap, Compressor, Kind, NodeKind, Tree, Version};
 use proptest::prelude::*;
 
 use crate::trees::{blobs, listing, options, to_bytes, trees, versions};
@@ -87,6 +87,18 @@ fn chunk_records_come_back_with_digest_and_crc() {
     assert_eq!(bootstrap.chunks(1).expect("chunks"), tables[1]);
     assert_eq!(bootstrap.chunks(0).expect("chunks").all(), []);
     assert_eq!(bootstrap.blobs(), infos);
+}
+
+#[test]
+fn an_old_image_that_names_no_digest_has_blake3() {
+    let tree = Tree::new(Default::default());
+    let options = Options { version: Version::V5, compressor: Compressor::None, ..options() };
+    let mut bytes = write(&tree, &[], &[], &options).expect("a sound tree");
+    bytes[16] &= !0xc;
+    let bootstrap = Bootstrap::open(&bytes[..]).expect("an old image");
+    assert_eq!((bootstrap.flags().algorithm(), bootstrap.flags().compressor()), (Algorithm::Blake3, Compressor::None));
+    bytes[17] |= 0x80;
+    assert!(Bootstrap::open(&bytes[..]).is_err(), "a flag that nobody knows");
 }
 
 #[test]
