@@ -262,3 +262,32 @@ async fn a_login_that_fails_is_explained() -> Result<()> {
     says(&refused()?, &[&format!("used entry `{}`", front.host), &config.display().to_string(), "/token", "401"])?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_chunk_dictionary_holds_is_used_and_brought_along() -> Result<()> {
+    if !met(NEEDS) {
+        return Ok(());
+    }
+    let bed = Bed::new("dictionary").await?;
+    bed.convert("base", &[])?;
+    let base = bed.pulled("base").await?;
+    let wanted = tokio::task::block_in_place(|| bed.mounted(&base, "base"))?;
+    let named = format!("bootstrap:registry:{}/base:nydus", bed.registry.host);
+    bed.convert("derived", &["--chunk-dict", &named])?;
+    let derived = bed.pulled("derived").await?;
+    let found = tokio::task::block_in_place(|| bed.mounted(&derived, "derived"))?;
+    let lines = tree::differences(&found, &wanted, |_, _, _| ());
+    ensure!(lines.is_empty(), "with a dictionary it shows other files:\n  {}", lines.join("\n  "));
+    let ids = |image: &Converted| -> Result<Vec<String>> {
+        Ok(opened(&image.bootstrap)?.blobs().iter().map(|blob| blob.id.to_string()).collect())
+    };
+    let (mut known, mut used) = (ids(&base)?, ids(&derived)?);
+    known.sort();
+    used.sort();
+    ensure!(used == known, "the same image was stored again: {used:?}, not {known:?}");
+    let local = format!("bootstrap:local:{}", base.bootstrap.display());
+    let said = bed.convert("elsewhere", &["--chunk-dict", &local]).err().context("blobs that nobody brings")?;
+    ensure!(format!("{said:#}").contains("of the chunk dictionary is not in"), "{said:#}");
+    bed.convert("base", &["--chunk-dict", &local])?;
+    Ok(())
+}

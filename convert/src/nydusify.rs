@@ -3,6 +3,7 @@
 pub mod convert;
 pub mod copy;
 pub mod fetch;
+pub mod known;
 pub mod layout;
 pub mod place;
 pub mod progress;

@@ -25,12 +25,14 @@ use super::bundle::{self, Member};
 use super::copy;
 pub use super::fetch::Wanted;
 use super::fetch::{self, Found};
+use super::known::Known;
 use super::layer::{self, Made, Workshop};
 use super::place::Place;
 use super::progress::Progress;
 use super::push::Destination;
 use super::readback::{self, Expected};
 use crate::bootstrap::{self, Blob, Style};
+use crate::dictionary::Dictionary;
 use crate::layer::Rules;
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 use crate::overlay;
@@ -59,6 +61,8 @@ pub struct Request {
     pub recipe: Recipe,
     /// Where spool files go; must exist.
     pub work_dir: PathBuf,
+    /// An image whose chunks need not be stored again.
+    pub dictionary: Option<Known>,
     /// Whether layers are referred to where they are rather than packed anew.
     pub refer: bool,
     /// Whether docker media types become OCI ones.
@@ -114,6 +118,10 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
         pool: Arc::new(pool),
         recipe: request.recipe,
         refer: request.refer,
+        dictionary: match &request.dictionary {
+            Some(known) => Arc::new(known.load(request.recipe).await?),
+            None => Arc::default(),
+        },
         work_dir: Arc::from(request.work_dir.as_path()),
     };
     let destination = Destination::new(request.destination.clone(), request.target.clone(), &request.origin);
@@ -193,9 +201,8 @@ struct Image<'r> {
 struct ImageBlob {
     info: BlobInfo,
     chunks: Vec<Chunk>,
-    /// Digest of the object that was made for it.
-    digest: Digest,
-    file: Arc<File>,
+    /// Digest of the object that was made for it, and the object; nothing for a blob of the dictionary.
+    made: Option<(Digest, Arc<File>)>,
 }
 
 impl Image<'_> {
@@ -224,14 +231,23 @@ impl Image<'_> {
         metrics.conversion_elapsed += nanos(begun);
 
         let begun = Instant::now();
-        let blob_descriptors: Vec<Descriptor> = made.iter().map(blob_descriptor).collect();
-        let diff_ids: Vec<String> = made.iter().map(|made| format!("sha256:{}", made.digest)).collect();
+        let mut layers: Vec<Descriptor> = made.iter().map(blob_descriptor).collect();
         let merge = tokio::task::spawn_blocking({
             let recipe = self.workshop.recipe;
             let prefetch = self.request.prefetch.clone();
-            move || merge(made, recipe, &prefetch)
+            let dictionary = Arc::clone(&self.workshop.dictionary);
+            move || merge(made, &dictionary, recipe, &prefetch)
         });
         let merged = merge.await.context("merging the layers stopped")??;
+        for info in &merged.known {
+            let digest = format!("sha256:{}", info.id);
+            if let Some(known) = self.request.dictionary.as_ref()
+                && layers.iter().all(|layer| layer.digest != digest)
+            {
+                layers.push(known.bring(info, self.destination, &self.request.work_dir).await?);
+            }
+        }
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
         let bundle = merged.bundle;
         let bundle_digest = format!("sha256:{}", bundle.digest);
         let bundle_size = bundle.bytes.len() as u64;
@@ -243,7 +259,6 @@ impl Image<'_> {
         let config = Bytes::from(serde_json::to_vec(&config).context("writing the image's configuration")?);
         let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(&config)));
         self.destination.push_bytes(&config_digest, config.clone()).await?;
-        let mut layers = blob_descriptors;
         let mut bootstrap = Descriptor::new(
             if docker { names::DOCKER_LAYER_GZIP } else { names::OCI_LAYER_GZIP },
             &bundle_digest,
@@ -338,11 +353,13 @@ impl Image<'_> {
 
 struct Merge {
     bundle: bundle::Bundle,
+    /// The blobs of the dictionary that the image uses.
+    known: Vec<BlobInfo>,
     expected: Expected,
 }
 
 /// Lays the layers on one another and writes the bootstrap layer.
-fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Result<Merge> {
+fn merge(made: Vec<Made>, dictionary: &Dictionary, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Result<Merge> {
     let mut layers = Vec::new();
     let mut bodies = Vec::new();
     let mut blobs: Vec<Option<ImageBlob>> = Vec::new();
@@ -355,7 +372,11 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
         bodies.push(layer_bodies);
         let index = u16::try_from(index).context("an image has at most 65,535 layers")?;
         blob_of.push(*by_digest.entry(digest).or_insert(index));
-        blobs.push(info.map(|info| ImageBlob { info: named(info, digest), chunks, digest, file }));
+        blobs.push(info.map(|info| ImageBlob { info: named(info, digest), chunks, made: Some((digest, file)) }));
+    }
+    for known in dictionary.blobs() {
+        blob_of.push(u16::try_from(blob_of.len()).context("an image has at most 65,535 blobs")?);
+        blobs.push(Some(ImageBlob { info: known.info.clone(), chunks: known.chunks.clone(), made: None }));
     }
     let mut merged = overlay::merge(layers)?;
     let order = bootstrap::number_blobs(&mut merged.tree, &blob_of, &[]);
@@ -366,9 +387,11 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
     let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
     let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch, Style { merged: true, ..Style::default() })?;
     let mut members = vec![Member { name: "image/image.boot".into(), bytes: boot }];
-    for blob in used.iter().filter(|blob| blob.info.table.is_some()) {
-        let bytes = cached_table(blob).context("reading a chunk table back")?;
-        members.push(Member { name: format!("image/{}.blob.meta", blob.digest), bytes });
+    for blob in &used {
+        if let (Some(_), Some((digest, file))) = (&blob.info.table, &blob.made) {
+            let bytes = cached_table(&blob.info, file).context("reading a chunk table back")?;
+            members.push(Member { name: format!("image/{digest}.blob.meta"), bytes });
+        }
     }
     let bundle = bundle::pack(&members).context("packing the bootstrap layer")?;
     let contents = merged
@@ -376,7 +399,8 @@ fn merge(made: Vec<Made>, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Resul
         .iter()
         .filter_map(|(&node, &(layer, body))| bodies[layer][body.0].digest.map(|digest| (node, digest)))
         .collect();
-    Ok(Merge { bundle, expected: Expected { tree: merged.tree, contents } })
+    let known = used.into_iter().filter(|blob| blob.made.is_none()).map(|blob| blob.info).collect();
+    Ok(Merge { bundle, known, expected: Expected { tree: merged.tree, contents } })
 }
 
 /// Gives a blob the name that only its digest tells; one that refers to a layer is named by the layer.
@@ -390,11 +414,11 @@ fn named(info: BlobInfo, digest: Digest) -> BlobInfo {
 }
 
 /// Returns a blob's chunk table in the form of nydusd's cache: plain, padded to 4,096, and its header.
-fn cached_table(blob: &ImageBlob) -> anyhow::Result<Vec<u8>> {
-    let table = blob.info.table.as_ref().context("a blob without a chunk table")?;
+fn cached_table(info: &BlobInfo, file: &File) -> anyhow::Result<Vec<u8>> {
+    let table = info.table.as_ref().context("a blob without a chunk table")?;
     let len = usize::try_from(table.stored.end - table.stored.start)?;
     let mut stored = vec![0; len + 4096];
-    blob.file.read_exact_at(&mut stored, table.stored.start)?;
+    file.read_exact_at(&mut stored, table.stored.start)?;
     let plain_size = usize::try_from(table.plain_size)?;
     let mut bytes = codec::decode(table.compressor.codec(), &stored[..len], plain_size)?;
     bytes.resize(bytes.len().next_multiple_of(4096), 0);

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::place::Place;
 use super::progress::LayerBar;
 use crate::bootstrap::{self, Blob, Style};
+use crate::dictionary::Dictionary;
 use crate::layer::reference::{self, Referred};
 use crate::layer::stream::{self, Hashing, Packing, StreamError};
 use crate::layer::{Layer, Rules};
@@ -60,6 +61,8 @@ pub(super) struct Workshop {
     pub(super) recipe: Recipe,
     /// Whether layers are referred to where they are.
     pub(super) refer: bool,
+    /// What need not be stored again.
+    pub(super) dictionary: Arc<Dictionary>,
     pub(super) work_dir: Arc<Path>,
 }
 
@@ -187,7 +190,7 @@ fn convert(
 ) -> anyhow::Result<(Made, Digest)> {
     let out = workshop.spool()?;
     let recipe = workshop.recipe;
-    let packer = Packer::new(&workshop.pool, recipe, &Arc::default(), workshop.form(), out)?;
+    let packer = Packer::new(&workshop.pool, recipe, &workshop.dictionary, workshop.form(), out)?;
     let mut input = BufReader::with_capacity(256 << 10, input);
     let packing = match stated {
         Some(packing) => packing,
@@ -231,6 +234,26 @@ impl Workshop {
         if self.recipe.version == Version::V5 { Form::Inline } else { Form::InlineToc }
     }
 
+    /// Writes the layer's own bootstrap.
+    fn bootstrap(&self, layer: &Layer, own: Option<Blob<'_>>) -> anyhow::Result<Vec<u8>> {
+        let known = self.dictionary.blobs();
+        if known.is_empty() {
+            let blobs: Vec<_> = own.into_iter().collect();
+            return Ok(bootstrap::write(&layer.tree, &blobs, self.recipe, &[], Style::default())?);
+        }
+        // The image's bootstrap will number the blobs in another way.
+        let mut tree = layer.tree.clone();
+        let same: Vec<u16> = (0..=u16::try_from(known.len()).context("too many blobs")?).collect();
+        let mut blobs = Vec::new();
+        for number in bootstrap::number_blobs(&mut tree, &same, &[]) {
+            blobs.push(match usize::from(number).checked_sub(1) {
+                None => own.clone().context("a file refers to a blob without data")?,
+                Some(index) => Blob { info: known[index].info.clone(), chunks: &known[index].chunks },
+            });
+        }
+        Ok(bootstrap::write(&tree, &blobs, self.recipe, &[], Style::default())?)
+    }
+
     /// Adds what the layer's own bootstrap says to its blob.
     fn finish(
         &self,
@@ -240,9 +263,9 @@ impl Workshop {
         original: Option<String>,
     ) -> anyhow::Result<Made> {
         let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
-        let blobs: Vec<Blob<'_>> = info.iter().map(|info| Blob { info: info.clone(), chunks: &chunks }).collect();
         layer.mark_implied();
-        let boot = bootstrap::write(&layer.tree, &blobs, self.recipe, &[], Style::default())?;
+        let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: &chunks });
+        let boot = self.bootstrap(&layer, own)?;
         layer.unmark_implied();
         let finished = sealed.finish(&boot).with_context(|| self.trouble())?;
         let Finished { out, digest, size, .. } = finished;

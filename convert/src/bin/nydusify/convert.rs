@@ -12,6 +12,7 @@ use nydus_backend::registry::Reference;
 use nydus_convert::chunk_size::{BatchSize, ChunkSize};
 use nydus_convert::nydusify::convert::{self, Metrics, Request};
 use nydus_convert::nydusify::fetch::Wanted;
+use nydus_convert::nydusify::known::{Known, Named};
 use nydus_convert::nydusify::progress::Progress;
 use nydus_convert::oci::Platform;
 use nydus_convert::pack::Recipe;
@@ -93,6 +94,12 @@ pub(crate) struct Convert {
     /// Align chunks of RAFS version 5 to 4 KiB; those of version 6 always are
     #[arg(long, env = "FS_ALIGN_CHUNK", alias = "backend-aligned-chunk")]
     fs_align_chunk: bool,
+    /// Do not store chunks that this nydus image holds: bootstrap:registry:IMAGE or bootstrap:local:PATH
+    #[arg(long, env = "CHUNK_DICT", conflicts_with = "oci_ref")]
+    chunk_dict: Option<Named>,
+    /// Do not check the certificate of the chunk dictionary's registry; plain HTTP is tried as well
+    #[arg(long, env = "CHUNK_DICT_INSECURE")]
+    chunk_dict_insecure: bool,
     /// Make an index of the original images and the converted ones
     #[arg(long, env = "MERGE_PLATFORM", alias = "multi-platform")]
     merge_platform: bool,
@@ -161,10 +168,6 @@ struct Later {
     build_cache_insecure: bool,
     #[arg(long, env = "BUILD_CACHE_MAX_RECORDS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=200), hide = true)]
     build_cache_max_records: u32,
-    #[arg(long, env = "CHUNK_DICT", hide = true)]
-    chunk_dict: Option<String>,
-    #[arg(long, env = "CHUNK_DICT_INSECURE", hide = true)]
-    chunk_dict_insecure: bool,
     #[arg(long, env = "REVERSE", hide = true)]
     reverse: bool,
 }
@@ -181,7 +184,6 @@ impl Later {
             ("--backend-force-push", self.backend_force_push),
             ("--build-cache", self.build_cache.is_some()),
             ("--build-cache-tag", self.build_cache_tag.is_some()),
-            ("--chunk-dict", self.chunk_dict.is_some()),
             ("--reverse", self.reverse),
         ];
         asked.into_iter().find_map(|(flag, asked)| asked.then_some(flag))
@@ -222,6 +224,15 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
         target,
         wanted: Wanted::of(flags.all_platforms, &flags.platform),
         recipe: flags.recipe()?,
+        dictionary: match &flags.chunk_dict {
+            None => None,
+            Some(named @ Named::File(_)) => Some(Known { named: named.clone(), place: None }),
+            Some(named @ Named::Image(name)) => {
+                let side = Side { name: name.clone(), archive: None, insecure: flags.chunk_dict_insecure, plain_http };
+                let place = side.source(&work_dir.path).await.context("--chunk-dict")?;
+                Some(Known { named: named.clone(), place: Some(place) })
+            }
+        },
         refer: flags.oci_ref,
         work_dir: work_dir.path.clone(),
         merge_platform: flags.merge_platform,
@@ -354,7 +365,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_yet_is_named() {
         assert_eq!(flags(&["--target", "t", "--reverse"]).later.first(), Some("--reverse"));
-        let two = ["--chunk-dict", "--backend-type", "--build-cache"];
+        let two = ["--backend-type", "--build-cache"];
         for flag in two {
             assert_eq!(flags(&["--target", "t", flag, "0x1000"]).later.first(), Some(flag));
         }
