@@ -6,6 +6,7 @@
 //! containerd ([`image_service`]) where the operator wants the secrets of its pulls to be used.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod bootstrap;
 pub mod cache;
 pub mod cli;

@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nydusd::config::Template;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::authority::Connection;
 use crate::cache::Cache;
 use crate::config::{Config, find_program};
 use crate::daemons::{self, Daemons};
@@ -118,7 +120,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let alpha = config.image_service.clone().map(|socket| ImageService::<true>::new(socket, keychain));
     let router = tonic::transport::Server::builder().add_service(service);
     let server = router.add_optional_service(v1).add_optional_service(alpha).serve_with_incoming_shutdown(
-        UnixListenerStream::new(listener),
+        UnixListenerStream::new(listener).map(|accepted| accepted.map(Connection::new)),
         async {
             // A sender that is gone means stop as well.
             drop(stopped.await);

@@ -23,6 +23,8 @@ use nix::sys::signal::Signal;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tonic::Code;
 
 /// What other calls than Prepare, View and Mounts may take at most.
@@ -255,6 +257,51 @@ async fn only_mounts_wait_for_a_daemon_that_hangs() {
         assert!(begun.elapsed() < Duration::from_secs(15), "the image is still mounted");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// A frame of HTTP/2 on the first stream.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).expect("a short payload");
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+#[tokio::test]
+async fn a_caller_whose_authority_is_the_path_of_the_socket_is_answered() {
+    const PATH: &[u8] = b"/containerd.services.snapshots.v1.Snapshots/Stat";
+    const AUTHORITY: &[u8] = b"run%2Fcontainerd-nydus%2Fs.sock";
+    let bed = Bed::plain().await;
+    let mut connection = UnixStream::connect(bed.root().with_file_name("s.sock")).await.expect("connected");
+    let text = |name: &[u8], value: &[u8]| {
+        let length = |text: &[u8]| [u8::try_from(text.len()).expect("a short text")];
+        [&[0x40][..], &length(name), name, &length(value), value].concat()
+    };
+    // As gRPC's C core writes them, then `:method POST` and `:scheme http` by their numbers.
+    let headers = [
+        text(b":path", PATH),
+        text(b":authority", AUTHORITY),
+        b"\x83\x86".to_vec(),
+        text(b"content-type", b"application/grpc"),
+        text(b"te", b"trailers"),
+    ]
+    .concat();
+    let call = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, b""),
+        frame(1, 4, 1, &headers),
+        frame(0, 1, 1, b"\0\0\0\0\x03\x12\x01x"),
+    ]
+    .concat();
+    connection.write_all(&call).await.expect("written");
+    let answer = loop {
+        let mut head = [0; 9];
+        connection.read_exact(&mut head).await.expect("an answer");
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        connection.read_exact(&mut payload).await.expect("an answer");
+        if head[8] == 1 && [1, 3].contains(&head[3]) {
+            break head[3];
+        }
+    };
+    assert_eq!(answer, 1, "the stream was reset instead of answered with headers");
 }
 
 #[tokio::test(flavor = "multi_thread")]
