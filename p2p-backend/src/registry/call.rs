@@ -106,7 +106,7 @@ impl Proof {
 impl Client {
     /// Sends a request with what proves that we may, and answers challenges. Returns any answer but a 401.
     pub(crate) async fn call(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let mut bare = false;
+        let (mut bare, mut renewed) = (false, false);
         for last in [false, false, true] {
             let proof = if bare { Proof::None } else { self.proof(call).await? };
             let response = self.send_once(call, proof.header()).await?;
@@ -138,7 +138,9 @@ impl Client {
                     all.insert(key, wanted);
                     bare = false;
                 }
-                // Some registries refuse a stale token without saying what they want: ask with empty hands.
+                // Some registries refuse a stale token without saying what they want: what they wanted before, most likely.
+                None if matches!(proof, Proof::Token(..)) && !renewed => renewed = true,
+                // If not that, they may tell those who come with empty hands.
                 None if proof.header().is_some() => {
                     lock(&self.0.wanted).remove(&key);
                     bare = true;

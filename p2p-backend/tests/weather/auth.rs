@@ -203,6 +203,29 @@ async fn a_stale_token_refused_without_a_challenge_is_replaced_as_well() {
 }
 
 #[tokio::test]
+async fn a_stale_token_is_replaced_although_the_registry_never_challenges_again() {
+    let served = Arc::new(AtomicUsize::new(0));
+    let current = Arc::clone(&served);
+    let service = Server::start(move |_| token(&format!("t{}", current.load(SeqCst) / 3))).await;
+    let challenge = format!("Bearer realm=\"{}\"", service.url("/t"));
+    let registry = Server::start(move |seen: &Seen| {
+        let so_far = served.load(SeqCst);
+        if seen.header("authorization") == format!("Bearer t{}", so_far / 3) {
+            served.fetch_add(1, SeqCst);
+            return Reply::ranged(seen, &sample(100));
+        }
+        let refusal = Reply::new(401);
+        if so_far == 0 { refusal.header("WWW-Authenticate", challenge.clone()) } else { refusal }
+    })
+    .await;
+    let client = client(&registry.host(), with_user());
+    for _ in 0..7 {
+        read(&client).await.unwrap();
+    }
+    assert_eq!(service.seen().len(), 3);
+}
+
+#[tokio::test]
 async fn a_registry_that_refuses_every_token_is_asked_three_times() {
     let service = Server::start(|_| token("bad")).await;
     let registry = Server::start(guarded(format!("Bearer realm=\"{}\"", service.url("/t")), "Bearer good")).await;
