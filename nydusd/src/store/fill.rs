@@ -154,7 +154,7 @@ impl Blob {
             if let Some((_, source)) = bad.into_iter().next() {
                 self.counters().corrupt_chunks.add(1);
                 tracing::error!(blob = %self.id(), chunk = chunk.index.0, stored = ?chunk.stored, plain = ?chunk.plain,
-                    source = %again.source, error = %source, "the bytes do not match the image again: the blob there is damaged");
+                    source = %again.source, error = %source, "the bytes do not match the image again: the blob there is damaged, push the image again");
                 return Err(ReadError::Corrupt {
                     blob: self.id().clone(),
                     chunk: chunk.index,
