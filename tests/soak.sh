@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The long tests, for a machine that has some hours: a million entries and a full 8 GiB, fuzzing, the fault campaign.
+# The long tests, for a machine that has some hours: every fault once on release binaries, a million entries and a full 8 GiB,
+# fuzzing, the fault campaign.
 #
 # SOAK_LOGS (default: a new folder below /tmp) takes all logs and summary.txt. SOAK_FUZZ_SECONDS (600, for each parser) and
 # SOAK_CAMPAIGN_SECONDS (3600) are the times; SOAK_SEED decides the campaign's faults. SOAK_ONLY runs only the steps whose
-# names it contains: "large fuzz campaign". A step that fails does not stop the others.
+# names it contains: "parade large fuzz campaign". A step that fails does not stop the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 logs=${SOAK_LOGS:-$(mktemp -d /tmp/shoal-soak-XXXXXX)}
 fuzz=${SOAK_FUZZ_SECONDS:-600}
 campaign=${SOAK_CAMPAIGN_SECONDS:-3600}
 seed=${SOAK_SEED:-$(date +%s)}
-only=${SOAK_ONLY:-large fuzz campaign}
+only=${SOAK_ONLY:-parade large fuzz campaign}
 mkdir -p "$logs"
 summary=$logs/summary.txt
 bin=${CARGO_TARGET_DIR:-target}/release
@@ -33,6 +34,7 @@ step() {
 }
 
 cargo build --release --workspace --bins --locked
+step parade 1800 cargo test --release --locked -p nydus-tests --test parade --test weather -- --nocapture
 step large 10800 env SHOAL_SOAK=1 cargo test --release --locked -p nydus-tests --test strange large
 step fuzz $((7 * (fuzz + 60) + 3600)) env FUZZ_SECONDS="$fuzz" FUZZ_LOGS="$logs/fuzz" tests/fuzz.sh
 step campaign $((campaign + 1800)) "$bin/shoal-campaign" --seconds "$campaign" --seed "$seed" --logs "$logs/campaign"

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use axum::http::StatusCode;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
+use nydus_tests::cache;
 use nydus_tests::registry::Registry;
 use nydus_tests::sky::{Sky, To, Weather};
 
@@ -14,7 +15,7 @@ use crate::dice::Dice;
 use crate::ledger::Ledger;
 use crate::schedule::Fault;
 use crate::site::{ADDRESS_LIFE, Site, TOKEN_LIFE};
-use crate::thief::{self, Trade};
+use crate::thief::Trade;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -210,7 +211,7 @@ impl Raging {
                 // Until most of it is there again.
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 raging.before = raging.count(site);
-                for path in thief::data_files(&site.cache()) {
+                for path in cache::data_files(&site.cache()) {
                     punch(&path, &mut dice)?;
                 }
             }
@@ -328,7 +329,7 @@ fn punch(path: &std::path::Path, dice: &mut Dice) -> Result<()> {
 
 /// Damages every blob's files, each in a way of its own.
 fn damage(site: &Site, dice: &mut Dice) -> Result<()> {
-    let files = thief::data_files(&site.cache());
+    let files = cache::data_files(&site.cache());
     for path in &files {
         match dice.below(4) {
             0 => punch(path, dice)?,
@@ -337,7 +338,7 @@ fn damage(site: &Site, dice: &mut Dice) -> Result<()> {
             _ => {}
         }
     }
-    for path in thief::maps(&site.cache()) {
+    for path in cache::maps(&site.cache()) {
         let mut bytes = std::fs::read(&path)?;
         match dice.below(3) {
             0 => bytes.truncate(usize::try_from(dice.below(bytes.len() as u64 + 1))?),

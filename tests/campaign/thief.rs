@@ -1,11 +1,13 @@
 //! Who takes nydusd's cache away, a little all the time, so that readers go cold again and meet the weather.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use nydus_tests::cache::{cut, data_files};
 
 use crate::dice::Dice;
 
@@ -86,29 +88,6 @@ fn work(dir: &Path, trade: &Mutex<Trade>, mut dice: Dice) {
         }
         std::thread::sleep(PAUSE);
     }
-}
-
-/// Lists the files that hold blobs' bytes.
-pub(crate) fn data_files(dir: &Path) -> Vec<PathBuf> {
-    with_ending(dir, ".blob.data")
-}
-
-/// Lists the files that say what is in them.
-pub(crate) fn maps(dir: &Path) -> Vec<PathBuf> {
-    with_ending(dir, ".chunk_map")
-}
-
-fn with_ending(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut paths: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().ends_with(ending)).collect();
-    paths.sort();
-    paths
-}
-
-fn cut(path: &Path) {
-    // A file that is gone has nothing to be taken.
-    drop(OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0)));
 }
 
 fn hoard(dir: &Path) -> PathBuf {

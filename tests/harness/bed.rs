@@ -3,6 +3,7 @@
 //! Only the callers hold credentials: docker's configuration is shown to `nydusify` and to the snapshotter, CRI gets a pull
 //! secret; the mirror has none.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -37,6 +38,11 @@ pub struct Bed {
 impl Bed {
     /// Pushes an image of `layers` and converts it; without credentials that is refused.
     pub async fn new(purpose: &str, layers: &[Layer]) -> Result<Self> {
+        Self::named(purpose, layers, "127.0.0.1").await
+    }
+
+    /// The same for a registry that is known by a `name`, which has to lead to this machine.
+    pub async fn named(purpose: &str, layers: &[Layer], name: &str) -> Result<Self> {
         let scratch = Scratch::new(purpose)?;
         let registry = Registry::start(&scratch.dir("registry")?)?;
         let client = image::client(&registry.host)?;
@@ -51,20 +57,24 @@ impl Bed {
         image::push(&client, REPOSITORY, "oci", layers, json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]})).await?;
 
         let authority = Authority::make(&scratch.dir("authority")?)?;
-        let front = Front::start(&registry.host, &authority).await?;
+        let mut front = Front::start(&registry.host, &authority).await?;
+        front.host = front.host.replace("127.0.0.1", name);
         std::fs::write(scratch.dir("docker")?.join("config.json"), front.docker_config())?;
         let bed = Self { front, authority, registry, scratch };
-        let convert = |docker: &str| -> Result<Command> {
-            let mut convert = Command::new(shoal("nydusify")?);
-            convert.arg("convert").arg("--source").arg(format!("{}/{REPOSITORY}:oci", bed.front.host));
-            convert.arg("--target").arg(bed.image()).arg("--work-dir").arg(bed.scratch.path().join("work"));
-            convert.env("DOCKER_CONFIG", bed.scratch.dir(docker)?).env("SSL_CERT_FILE", bed.authority.ca());
-            Ok(convert)
-        };
-        let refused = run(&mut convert("nobody")?).expect_err("without credentials nothing is converted");
+        let work = bed.scratch.path().join("work");
+        let refused = run(&mut bed.convert("nobody", &work)?).expect_err("without credentials nothing is converted");
         ensure!(refused.to_string().contains(&bed.front.host), "the refusal does not name the registry: {refused}");
-        run(&mut convert("docker")?)?;
+        run(&mut bed.convert("docker", &work)?)?;
         Ok(bed)
+    }
+
+    /// Returns a command that converts the image as somebody whose docker configuration is in the folder `docker`.
+    pub fn convert(&self, docker: &str, work: &Path) -> Result<Command> {
+        let mut convert = Command::new(shoal("nydusify")?);
+        convert.arg("convert").arg("--source").arg(format!("{}/{REPOSITORY}:oci", self.front.host));
+        convert.arg("--target").arg(self.image()).arg("--work-dir").arg(work);
+        convert.env("DOCKER_CONFIG", self.scratch.dir(docker)?).env("SSL_CERT_FILE", self.authority.ca());
+        Ok(convert)
     }
 
     /// Returns the converted image's name.

@@ -9,27 +9,30 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, LOCATION, TRANSFER_ENCODING, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::header::{AUTHORIZATION, LOCATION, RANGE, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use nydus_backend::credentials::Credential;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto;
+use tokio_rustls::rustls::{ServerConfig, crypto};
 use tokio_rustls::server::TlsStream;
 
 use crate::authority::Authority;
 use crate::gate::{Gate, Pace};
-use crate::sky::Sky;
+use crate::manner::{Manner, Temper};
+use crate::multiplex;
+use crate::oddity::Oddity;
+use crate::sky::{Sky, Weather, is_mirror};
 
 /// The user that the token service knows.
 pub const USER: &str = "puller";
@@ -51,6 +54,10 @@ pub struct Seen {
     pub expired: AtomicU64,
     /// Requests at the store that showed an `Authorization`.
     pub leaked: AtomicU64,
+    /// Answers in another manner than the usual.
+    pub odd: AtomicU64,
+    /// Of these, those for mirrors.
+    pub odd_for_mirrors: AtomicU64,
     /// Requests for which the registry behind could not be reached.
     pub unreachable: AtomicU64,
 }
@@ -60,6 +67,12 @@ struct Shared {
     http: reqwest::Client,
     realm: String,
     store: String,
+    multiplexed: OnceLock<String>,
+    manner: Mutex<Manner>,
+    /// Requests that a store with HTTP/2 still meets in bad temper.
+    spell: AtomicU64,
+    /// Addresses given out until then, in milliseconds, get this answer.
+    void: Mutex<(u128, StatusCode)>,
     /// Milliseconds that tokens are good for.
     life: AtomicU64,
     /// Milliseconds that addresses are good for.
@@ -116,6 +129,10 @@ impl Front {
             http: reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?,
             realm: format!("https://{}/token", elsewhere(&gates[1])),
             store: format!("https://{}", elsewhere(&gates[2])),
+            multiplexed: OnceLock::new(),
+            manner: Mutex::default(),
+            spell: AtomicU64::new(0),
+            void: Mutex::new((0, StatusCode::FORBIDDEN)),
             life: AtomicU64::new(300_000),
             address_life: AtomicU64::new(300_000),
             begin: Instant::now(),
@@ -134,6 +151,10 @@ impl Front {
             let router = router.with_state(Arc::clone(&shared));
             tokio::spawn(async move { axum::serve(tls, router).await });
         }
+        let mut http2 = ServerConfig::clone(&*authority.server()?);
+        http2.alpn_protocols = vec![b"h2".to_vec()];
+        let address = multiplex::listen(TlsAcceptor::from(Arc::new(http2)), Arc::clone(&shared)).await?;
+        shared.multiplexed.get_or_init(|| format!("https://localhost:{}", address.port()));
         Ok(Self { host: gates[0].host.clone(), seen, gates, shared })
     }
 
@@ -157,6 +178,24 @@ impl Front {
     /// Returns what is above the store.
     pub fn store_sky(&self) -> &Sky {
         &self.shared.store_sky
+    }
+
+    /// Does one thing in another way from now on, and all others as usual.
+    pub fn behave(&self, manner: Manner) {
+        let bad = matches!(manner, Manner::Multiplexed(temper) if temper != Temper::Good);
+        // Each of two nodes shall meet it, and neither until its deadline.
+        self.shared.spell.store(if bad { 4 } else { 0 }, Ordering::Relaxed);
+        *lock(&self.shared.manner) = manner;
+    }
+
+    /// Has the store answer `status` at every address that was given out so far.
+    pub fn void_addresses(&self, status: StatusCode) {
+        *lock(&self.shared.void) = (self.shared.begin.elapsed().as_millis(), status);
+    }
+
+    /// Cuts all connections to registry and store: with a reset, or with an orderly end.
+    pub fn cut_connections(&self, reset: bool) {
+        self.gates.iter().for_each(|gate| gate.cut(reset));
     }
 
     /// Makes every token that was given out worthless.
@@ -224,6 +263,39 @@ impl Shared {
         Instant::now() < token.end && (granted || repository.is_empty())
     }
 
+    fn manner(&self) -> Manner {
+        *lock(&self.manner)
+    }
+
+    fn note_odd(&self, asked: &HeaderMap) {
+        self.seen.odd.fetch_add(1, Ordering::Relaxed);
+        self.seen.odd_for_mirrors.fetch_add(u64::from(is_mirror(asked)), Ordering::Relaxed);
+    }
+
+    /// Sends a reader of a blob to where it is now.
+    fn redirect(&self, request: &Request) -> Response {
+        let path = request.uri().path();
+        let now = self.begin.elapsed().as_millis();
+        let until = now + u128::from(self.address_life.load(Ordering::Relaxed));
+        let manner = self.manner();
+        let (mut status, mut place) =
+            (StatusCode::TEMPORARY_REDIRECT, format!("{}{path}?since={now}&until={until}", self.store));
+        match (manner, path.strip_prefix(ELSEWHERE)) {
+            (_, Some(path)) => place = format!("{}{path}?since={now}&until={until}", self.store),
+            (Manner::Relative, _) => place = format!("{ELSEWHERE}{path}"),
+            (Manner::Redirects(other), _) => status = other,
+            (Manner::Hops(number), _) => place.push_str(&format!("&hops={number}")),
+            (Manner::Multiplexed(_), _) => {
+                place = place.replace(&self.store, self.multiplexed.get().map_or("", String::as_str));
+            }
+            _ => {}
+        }
+        if matches!(manner, Manner::Relative | Manner::Redirects(_)) {
+            self.note_odd(request.headers());
+        }
+        (status, [(LOCATION, place)]).into_response()
+    }
+
     /// Hands the request to the plain registry behind.
     async fn pass_on(&self, request: Request) -> Response {
         let (head, body) = request.into_parts();
@@ -248,11 +320,38 @@ impl Shared {
     }
 }
 
+impl multiplex::Host for Shared {
+    fn temper(&self) -> Temper {
+        match self.manner() {
+            Manner::Multiplexed(temper) if take_one(&self.spell) => {
+                self.seen.odd.fetch_add(1, Ordering::Relaxed);
+                temper
+            }
+            _ => Temper::Good,
+        }
+    }
+
+    async fn answer(self: Arc<Self>, request: Request) -> Response {
+        if self.manner() == Manner::Multiplexed(Temper::Good) {
+            self.note_odd(request.headers());
+        }
+        store_answer(State(self), request).await
+    }
+}
+
+/// Takes one of what is left, if there is one.
+fn take_one(left: &AtomicU64) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+}
+
+/// Where the registry has blobs for those whom it redirects to itself.
+const ELSEWHERE: &str = "/elsewhere";
+
 async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let verb = if reads { "pull" } else { "push" };
-    let inner = path.strip_prefix("/v2/").unwrap_or_default();
+    let inner = path.strip_prefix(ELSEWHERE).unwrap_or(&path).strip_prefix("/v2/").unwrap_or_default();
     let repository = ["/blobs/", "/manifests/", "/tags/"].iter().find_map(|part| Some(inner.split_once(part)?.0));
     let repository = repository.unwrap_or_default();
     if !shared.allows(&request, repository, verb) {
@@ -263,35 +362,72 @@ async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) ->
             challenge.push_str(&format!(",scope=\"repository:{repository}:{verbs}\""));
         }
         let body = json!({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}).to_string();
-        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, challenge)], body).into_response();
+        let mut answer = (StatusCode::UNAUTHORIZED, body).into_response();
+        let challenges = match shared.manner() {
+            Manner::NoChallenge => vec![],
+            Manner::SeveralChallenges => vec!["Negotiate".to_owned(), challenge],
+            Manner::Unquoted => vec![challenge.replace("service=\"shoal tests\"", "service=shoal").replace('"', "")],
+            _ => vec![challenge],
+        };
+        if matches!(shared.manner(), Manner::NoChallenge | Manner::SeveralChallenges | Manner::Unquoted) {
+            shared.note_odd(request.headers());
+        }
+        for challenge in challenges.iter().filter_map(|text| HeaderValue::try_from(text).ok()) {
+            answer.headers_mut().append(WWW_AUTHENTICATE, challenge);
+        }
+        return answer;
     }
     if reads && inner.contains("/blobs/sha256:") {
-        let until = shared.begin.elapsed().as_millis() + u128::from(shared.address_life.load(Ordering::Relaxed));
-        let place = format!("{}{path}?until={until}", shared.store);
-        let answer = async { (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response() };
-        return shared.registry_sky.through(request.headers(), answer).await;
+        let answer = shared.redirect(&request);
+        return shared.registry_sky.through(request.headers(), async { answer }).await;
     }
     shared.pass_on(request).await
 }
 
-async fn store_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+async fn store_answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
     if request.headers().contains_key(AUTHORIZATION) {
         shared.seen.leaked.fetch_add(1, Ordering::Relaxed);
         return StatusCode::BAD_REQUEST.into_response();
     }
-    let until = request.uri().query().and_then(|query| query.strip_prefix("until=")?.parse::<u128>().ok());
-    if until.is_none_or(|until| until < shared.begin.elapsed().as_millis()) {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let field = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    let time = |name: &str| field(name).and_then(|text| text.parse::<u128>().ok());
+    let (since, until) = (time("since").unwrap_or(0), time("until").unwrap_or(0));
+    let (void, status) = *lock(&shared.void);
+    if until < shared.begin.elapsed().as_millis() || since <= void {
         shared.seen.expired.fetch_add(1, Ordering::Relaxed);
-        return StatusCode::FORBIDDEN.into_response();
+        shared.note_odd(request.headers());
+        return (if since <= void { status } else { StatusCode::FORBIDDEN }).into_response();
+    }
+    if let Some(hops) = field("hops").and_then(|text| text.parse::<u32>().ok()?.checked_sub(1)) {
+        shared.note_odd(request.headers());
+        let place = format!("{}?since={since}&until={until}&hops={hops}", request.uri().path());
+        return (StatusCode::FOUND, [(LOCATION, place)]).into_response();
     }
     shared.seen.blobs.fetch_add(1, Ordering::Relaxed);
     let asked = request.headers().clone();
+    match shared.store_sky.now() {
+        Weather::Odd(oddity) if oddity.is_of_heads() && request.method() != Method::HEAD => {
+            return shared.pass_on(request).await;
+        }
+        Weather::Odd(Oddity::Whole) => drop(request.headers_mut().remove(RANGE)),
+        _ => {}
+    }
     shared.store_sky.through(&asked, shared.pass_on(request)).await
 }
 
 /// Answers GET with a query and POST with a form alike, to those who show the password.
 async fn token_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
+    let manner = shared.manner();
+    if matches!(manner, Manner::NoPosts | Manner::NoExpiry | Manner::IssuedLongAgo | Manner::TokensLimited) {
+        shared.note_odd(&head.headers);
+    }
+    match manner {
+        Manner::NoPosts if head.method == Method::POST => return StatusCode::METHOD_NOT_ALLOWED.into_response(),
+        Manner::TokensLimited => return Weather::too_many_until_date(),
+        _ => {}
+    }
     let Ok(body) = axum::body::to_bytes(body, 64 << 10).await else { return StatusCode::BAD_REQUEST.into_response() };
     let form = String::from_utf8_lossy(&body);
     let form = head.uri.query().unwrap_or(&form);
@@ -310,7 +446,14 @@ async fn token_answer(State(shared): State<Arc<Shared>>, request: Request) -> Re
     let scopes = scopes.flat_map(|(_, value)| value.split(' ').map(str::to_owned)).collect();
     let token = shared.new_token(scopes);
     let life = shared.life().as_secs().max(1);
-    axum::Json(json!({"token": token, "access_token": token, "expires_in": life})).into_response()
+    let mut given = json!({"token": token, "access_token": token});
+    if manner != Manner::NoExpiry {
+        given["expires_in"] = json!(life);
+    }
+    if manner == Manner::IssuedLongAgo {
+        given["issued_at"] = json!("2001-09-09T01:46:40Z");
+    }
+    axum::Json(given).into_response()
 }
 
 /// Connections with TLS that is already agreed on.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 /// The pace of a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
@@ -43,6 +45,10 @@ struct Inner {
     bytes: AtomicU64,
     turned_away: AtomicU64,
     shut: AtomicBool,
+    /// How often connections were cut.
+    cuts: AtomicU64,
+    /// Whether that is told by a reset.
+    resets: AtomicBool,
     closed: AtomicBool,
     /// When the link up and the link down are free again.
     free_at: [Mutex<Instant>; 2],
@@ -59,7 +65,12 @@ pub struct Gate {
 impl Gate {
     /// Opens a gate to `target` (`host:port`).
     pub fn open(target: &str, pace: Pace) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        Self::open_at("127.0.0.1:0", target, pace)
+    }
+
+    /// Opens a gate at a given address.
+    pub fn open_at(address: &str, target: &str, pace: Pace) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
         let host = listener.local_addr()?.to_string();
         let inner = Arc::new(Inner {
             target: target.to_owned(),
@@ -68,6 +79,8 @@ impl Gate {
             bytes: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
             shut: AtomicBool::new(false),
+            cuts: AtomicU64::new(0),
+            resets: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             free_at: [Mutex::new(Instant::now()), Mutex::new(Instant::now())],
         });
@@ -92,6 +105,12 @@ impl Gate {
     /// Refuses connections, and cuts those that are open, until [`Gate::reopen`].
     pub fn shut(&self) {
         self.inner.shut.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the connections that are open, with a reset or in an orderly way, and lets new ones through.
+    pub fn cut(&self, reset: bool) {
+        self.inner.resets.store(reset, Ordering::Relaxed);
+        self.inner.cuts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lets connections through again.
@@ -161,7 +180,19 @@ fn relay(client: TcpStream, inner: &Arc<Inner>) -> io::Result<()> {
 
 fn copy(mut from: &TcpStream, mut to: &TcpStream, inner: &Inner, mut on_bytes: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 32 << 10];
+    let cuts = inner.cuts.load(Ordering::Relaxed);
     let result = loop {
+        if inner.cuts.load(Ordering::Relaxed) != cuts {
+            if inner.resets.load(Ordering::Relaxed) {
+                let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+                for stream in [from, to] {
+                    setsockopt(stream, sockopt::Linger, &at_once)?;
+                }
+                // Both directions see it and let go of the streams, whose last end resets them.
+                return Ok(());
+            }
+            break Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if inner.shut.load(Ordering::Relaxed) {
             break Err(io::ErrorKind::ConnectionReset.into());
         }

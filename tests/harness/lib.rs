@@ -8,20 +8,25 @@
 
 pub mod authority;
 pub mod bed;
+pub mod cache;
 pub mod containerd;
 pub mod converted;
 pub mod cri;
 pub mod debian;
+pub mod disk;
 pub mod fixture;
 pub mod front;
 pub mod fuse;
 pub mod gate;
 pub mod image;
 pub mod liar;
+pub mod manner;
 pub mod moody;
+mod multiplex;
 pub mod needs;
 pub mod nerdctl;
 pub mod node;
+pub mod oddity;
 pub mod oracle;
 pub mod parsers;
 pub mod process;

@@ -34,6 +34,8 @@ pub struct Setup {
     pub image_service: bool,
     /// Bytes that the mirror keeps, if not the default.
     pub mirror_quota: Option<u64>,
+    /// Variables for the mirror and the snapshotter, which hands them on to nydusd.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -50,6 +52,7 @@ impl Setup {
             prefetch: false,
             image_service: false,
             mirror_quota: None,
+            environment: Vec::new(),
         }
     }
 
@@ -97,6 +100,7 @@ pub struct Node {
     mirror_config: PathBuf,
     snapshotter_config: PathBuf,
     docker_config: Option<PathBuf>,
+    environment: Vec<(String, String)>,
 }
 
 impl Node {
@@ -124,7 +128,7 @@ impl Node {
             }
         });
         std::fs::write(&mirror_config, text)?;
-        let mirror = start_mirror(dir, &mirror_config, health)?;
+        let mirror = start_mirror(dir, &mirror_config, health, &setup.environment)?;
 
         let template = dir.join("nydusd-config.json");
         std::fs::write(&template, nydusd_config(dir, &mirror_url, health, setup).to_string())?;
@@ -144,7 +148,7 @@ impl Node {
             ),
         )?;
         let docker_config = setup.private.as_ref().map(|private| private.docker_config.clone());
-        let snapshotter = start_snapshotter(dir, &snapshotter_config, docker_config.as_deref())?;
+        let snapshotter = start_snapshotter(dir, &snapshotter_config, docker_config.as_deref(), &setup.environment)?;
         let containerd = Containerd::start(
             &dir.join("ctd"),
             &Options {
@@ -168,18 +172,20 @@ impl Node {
             mirror_config,
             snapshotter_config,
             docker_config,
+            environment: setup.environment.clone(),
         })
     }
 
     /// Starts the mirror again after it was stopped or killed.
     pub fn restart_mirror(&mut self) -> Result<()> {
-        self.mirror = start_mirror(&self.dir, &self.mirror_config, self.health)?;
+        self.mirror = start_mirror(&self.dir, &self.mirror_config, self.health, &self.environment)?;
         Ok(())
     }
 
     /// Starts the snapshotter again after it was stopped or killed.
     pub fn restart_snapshotter(&mut self) -> Result<()> {
-        self.snapshotter = start_snapshotter(&self.dir, &self.snapshotter_config, self.docker_config.as_deref())?;
+        self.snapshotter =
+            start_snapshotter(&self.dir, &self.snapshotter_config, self.docker_config.as_deref(), &self.environment)?;
         Ok(())
     }
 
@@ -244,17 +250,22 @@ impl Drop for Node {
     }
 }
 
-fn start_mirror(dir: &Path, config: &Path, health: u16) -> Result<Process> {
+fn start_mirror(dir: &Path, config: &Path, health: u16, environment: &[(String, String)]) -> Result<Process> {
     let mut command = Command::new(shoal("nydus-p2p")?);
-    command.arg("--config").arg(config);
+    command.arg("--config").arg(config).envs(environment.iter().cloned());
     let mut mirror = Process::start("nydus-p2p", command, &dir.join("p2p.log"))?;
     mirror.wait_until(Duration::from_secs(10), || std::net::TcpStream::connect(("127.0.0.1", health)).is_ok())?;
     Ok(mirror)
 }
 
-fn start_snapshotter(dir: &Path, config: &Path, docker_config: Option<&Path>) -> Result<Process> {
+fn start_snapshotter(
+    dir: &Path,
+    config: &Path,
+    docker_config: Option<&Path>,
+    environment: &[(String, String)],
+) -> Result<Process> {
     let mut command = Command::new(shoal("containerd-nydus-grpc")?);
-    command.arg("--config").arg(config);
+    command.arg("--config").arg(config).envs(environment.iter().cloned());
     if let Some(docker_config) = docker_config {
         command.env("DOCKER_CONFIG", docker_config);
     }

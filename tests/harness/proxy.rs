@@ -10,6 +10,19 @@ pub struct Proxy {
     /// `host:port`.
     pub host: String,
     asked: Arc<Mutex<Vec<String>>>,
+    state: Arc<Mutex<State>>,
+}
+
+/// What it does with those who come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum State {
+    /// Lets them through.
+    #[default]
+    Works,
+    /// Answers that it does not.
+    Refuses,
+    /// Ends the connection without a word.
+    Dead,
 }
 
 impl Proxy {
@@ -18,14 +31,21 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let host = listener.local_addr()?.to_string();
         let asked = Arc::<Mutex<Vec<String>>>::default();
-        let (target, noting) = (target.to_owned(), Arc::clone(&asked));
+        let state = Arc::<Mutex<State>>::default();
+        let (target, noting, obeyed) = (target.to_owned(), Arc::clone(&asked), Arc::clone(&state));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (target, asked) = (target.clone(), Arc::clone(&noting));
-                std::thread::spawn(move || drop(tunnel(client, &target, &asked)));
+                let state = *obeyed.lock().unwrap_or_else(PoisonError::into_inner);
+                std::thread::spawn(move || drop(tunnel(client, &target, &asked, state)));
             }
         });
-        Ok(Self { host, asked })
+        Ok(Self { host, asked, state })
+    }
+
+    /// Changes what it does with those who come from now on.
+    pub fn set(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// Returns the hosts that were asked for, in order.
@@ -34,7 +54,7 @@ impl Proxy {
     }
 }
 
-fn tunnel(mut client: TcpStream, target: &str, asked: &Mutex<Vec<String>>) -> io::Result<()> {
+fn tunnel(mut client: TcpStream, target: &str, asked: &Mutex<Vec<String>>, state: State) -> io::Result<()> {
     let mut head = BufReader::new(client.try_clone()?);
     let mut line = String::new();
     head.read_line(&mut line)?;
@@ -43,6 +63,11 @@ fn tunnel(mut client: TcpStream, target: &str, asked: &Mutex<Vec<String>>) -> io
     while line.trim_end() != "" {
         line.clear();
         head.read_line(&mut line)?;
+    }
+    match state {
+        State::Works => {}
+        State::Refuses => return client.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"),
+        State::Dead => return client.shutdown(Shutdown::Both),
     }
     // A client that wants a tunnel sends nothing before it has one, so nothing is left in the buffer.
     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;

@@ -43,9 +43,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Lists the mount points below `dir`, the deepest first.
+/// Lists the mount points below `dir` that the calling thread sees, the deepest first.
 pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else { return Vec::new() };
+    let Ok(table) = fs::read_to_string("/proc/thread-self/mountinfo") else { return Vec::new() };
     let mut points: Vec<PathBuf> = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_LENGTH, RETRY_AFTER, USER_AGENT};
@@ -13,6 +13,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
+
+use crate::oddity::Oddity;
 
 /// What every answer suffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,6 +36,18 @@ pub enum Weather {
     Short,
     /// Some of its bytes are others.
     Flipped(To),
+    /// It is 429, and asks for a pause until a date.
+    TooManyUntilDate,
+    /// It is answered in an odd form.
+    Odd(Oddity),
+}
+
+impl Weather {
+    /// A 429 that asks for a pause of two seconds by naming their end.
+    pub(crate) fn too_many_until_date() -> Response {
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2));
+        (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, date)]).into_response()
+    }
 }
 
 /// Whom the weather hits.
@@ -50,12 +64,23 @@ pub enum To {
 pub struct Sky {
     now: watch::Sender<Weather>,
     met: AtomicU64,
+    met_by_mirrors: AtomicU64,
 }
 
 impl Sky {
     /// Changes the weather.
     pub fn set(&self, weather: Weather) {
         self.now.send_replace(weather);
+    }
+
+    /// Returns what it is now.
+    pub fn now(&self) -> Weather {
+        *self.now.borrow()
+    }
+
+    /// Returns how many answers for mirrors have met other weather than clear.
+    pub fn met_by_mirrors(&self) -> u64 {
+        self.met_by_mirrors.load(Ordering::Relaxed)
     }
 
     /// Returns how many answers have met other weather than clear.
@@ -70,6 +95,7 @@ impl Sky {
             return answer.await;
         }
         self.met.fetch_add(1, Ordering::Relaxed);
+        self.met_by_mirrors.fetch_add(u64::from(is_mirror(asked)), Ordering::Relaxed);
         match weather {
             Weather::Status(status) => status.into_response(),
             Weather::TooMany(seconds) => (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds)]).into_response(),
@@ -86,12 +112,15 @@ impl Sky {
                 let now = self.now.subscribe();
                 with_body(answer.await, |body| slow(body, pace, now))
             }
+            Weather::TooManyUntilDate => Weather::too_many_until_date(),
+            Weather::Odd(oddity) => oddity.of(answer.await),
             Weather::Short => shorten(answer.await).await,
         }
     }
 }
 
-fn is_mirror(asked: &HeaderMap) -> bool {
+/// Whether a mirror asks, and no nydusd.
+pub(crate) fn is_mirror(asked: &HeaderMap) -> bool {
     asked.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"nydus-p2p/"))
 }
 
@@ -178,6 +207,8 @@ mod tests {
             (Weather::Flipped(To::All), 200, Some(b"01234\x156789")),
             (Weather::Flipped(To::Mirrors), 200, Some(b"0123456789")),
             (Weather::Cut(0), 200, None),
+            (Weather::TooManyUntilDate, 429, Some(b"")),
+            (Weather::Odd(Oddity::Html), 200, Some(b"<html>please log in</html>")),
             (Weather::Slow(1_000), 200, Some(b"0123456789")),
         ];
         for (weather, status, body) in table {
@@ -187,7 +218,7 @@ mod tests {
                 (StatusCode::from_u16(status).unwrap(), body.map(<[u8]>::to_vec))
             );
         }
-        assert_eq!(sky.met(), 6);
+        assert_eq!(sky.met(), 8);
         sky.set(Weather::Flipped(To::Mirrors));
         assert_ne!(through(&sky, "nydus-p2p/0").await.1.unwrap(), b"0123456789");
     }
