@@ -160,6 +160,8 @@ impl Frail {
 
     /// The snapshotter's disk turns read-only and comes back with the machine.
     pub(crate) async fn dying_root(&mut self) -> Result<()> {
+        // What containerd unpacked and did not sync is on the disk when the kernel likes: here, by now.
+        run(Command::new("sync").arg("-f").arg(self.post.node.dir.join("snap")))?;
         self.root.find_error()?;
         self.read_cold("snapshotter's disk read-only").await?;
         let refused = tokio::time::timeout(Duration::from_secs(40), self.post.start_container("late")).await?;
@@ -219,7 +221,7 @@ fn drop_pages(path: &Path) -> Result<()> {
 /// Converts in a work directory that is full, and then with room in it.
 pub(crate) fn full_work(bed: &Bed) -> Result<()> {
     let work = bed.scratch.dir("small")?;
-    let disk = Disk::mount(&work, 16)?;
+    let disk = Disk::mount(&work, SIZE)?;
     let filler = disk.fill()?;
     let refused = run(&mut bed.convert("docker", &work)?).expect_err("there is no room").to_string();
     ensure!(refused.contains("No space left on device") && refused.contains("/small"), "{refused}");
