@@ -613,6 +613,20 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_that_the_second_table_has_no_room_for_is_refused() {
+        let plain = vec![0; MAX_CHUNK_V2 as usize + 1];
+        let (codec, bytes) = codec::encode(Compressor::Zstd, &plain);
+        let digest = Digest([0; 32]);
+        let chunk = StoredChunk { digest, crc32: None, plain_len: plain.len() as u32, codec, bytes: &bytes };
+        let plain = Options::new(Form::Plain, Compressor::Zstd, Algorithm::Blake3);
+        assert!(BlobWriter::new(Vec::new(), plain.clone()).append(chunk).is_ok());
+        let encrypted = Options { cipher: Some(Cipher { key: [1; 32], iv: [2; 16] }), ..plain.clone() };
+        for options in [encrypted, Options { batch_size: Some(4096), ..plain }] {
+            assert!(BlobWriter::new(Vec::new(), options).append(chunk).is_err());
+        }
+    }
+
+    #[test]
     fn a_chunk_whose_codec_and_sizes_disagree_is_refused() {
         let mut writer = BlobWriter::new(Vec::new(), Options::new(Form::Plain, Compressor::Zstd, Algorithm::Blake3));
         let digest = Digest([0; 32]);

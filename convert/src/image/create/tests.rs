@@ -107,3 +107,110 @@ fn layers_of_different_chunk_sizes_do_not_merge() {
     assert!(error.downcast_ref::<merge::Incompatible>().is_some(), "{error}");
     assert!(!dir.path().join("merged").exists());
 }
+
+/// Returns names and contents of the files of an image.
+fn contents(bootstrap: &Path, blobs: &Path) -> Vec<(String, String)> {
+    let backend = nydus_backend::Config::from_parts("localfs", serde_json::json!({ "dir": blobs })).unwrap();
+    let tar = blobs.join("unpacked");
+    crate::image::unpack::unpack(open(bootstrap).unwrap(), &backend, &tar).unwrap();
+    let mut archive = crate::tar::Archive::new(File::open(tar).unwrap());
+    let mut found = Vec::new();
+    while let Some(entry) = archive.next_entry().unwrap() {
+        let mut body = vec![0; entry.size as usize];
+        archive.read_body_exact(&mut body).unwrap();
+        found.push((entry.name(), String::from_utf8(body).unwrap().trim_matches('-').to_owned()));
+    }
+    found
+}
+
+/// Text that makes a chunk of its own.
+fn long(text: &str) -> String {
+    format!("{text}{}", "-".repeat(3000))
+}
+
+#[test]
+fn chunks_of_a_dictionary_are_not_stored_again_in_either_version() {
+    for version in [nydus_rafs::Version::V5, nydus_rafs::Version::V6] {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = dir.path().join("tar");
+        let recipe = Recipe { version, compressor: Compressor::None, chunk_size: 4096, ..Recipe::default() };
+        let of = |name: &str| Request {
+            recipe,
+            bootstrap: BootstrapPlace::File(dir.path().join(name)),
+            ..request(Source::Tar, &archive, dir.path())
+        };
+        tar(&archive, &[("a", long("one").as_bytes()), ("b", long("two").as_bytes())]);
+        let base = create(&of("base")).unwrap();
+        tar(&archive, &[("d/c", long("two").as_bytes()), ("e", long("three").as_bytes())]);
+        let more = create(&Request { dictionary: Some(dir.path().join("base")), ..of("more") }).unwrap();
+        // Files of a directory come before those of its directories, so that the own blob is used first.
+        assert_eq!((more.blobs.len(), &more.blobs[1]), (2, &base.blobs[0]));
+        let stored = fs::read(dir.path().join(&more.blobs[0])).unwrap();
+        assert!(!stored.windows(3).any(|bytes| bytes == b"two"), "the dictionary has it");
+        let wanted = [("d/", ""), ("d/c", "two"), ("e", "three")];
+        let found = contents(&dir.path().join("more"), dir.path());
+        assert_eq!(found, wanted.map(|(name, body)| (name.to_owned(), body.to_owned())));
+        let unlike = Request { dictionary: Some(dir.path().join("base")), ..of("unlike") };
+        let unlike = Request { recipe: Recipe { chunk_size: 8192, ..recipe }, ..unlike };
+        assert!(format!("{:#}", create(&unlike).unwrap_err()).contains("its chunk size is 4096"));
+    }
+    // Version 5 names one compressor for all blobs.
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("tar");
+    tar(&archive, &[("a", long("one").as_bytes())]);
+    let v5 = |compressor, name: &str| {
+        let recipe = Recipe { version: nydus_rafs::Version::V5, compressor, chunk_size: 4096, ..Recipe::default() };
+        let bootstrap = BootstrapPlace::File(dir.path().join(name));
+        Request { recipe, bootstrap, ..request(Source::Tar, &archive, dir.path()) }
+    };
+    create(&v5(Compressor::Zstd, "base")).unwrap();
+    let mixed = Request { dictionary: Some(dir.path().join("base")), ..v5(Compressor::None, "mixed") };
+    assert!(create(&mixed).unwrap_err().to_string().contains("another compressor"));
+    assert!(!dir.path().join("mixed").exists());
+}
+
+#[test]
+fn a_directory_is_laid_on_its_parent_with_whiteouts_of_both_kinds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, out) = (dir.path().join("tree"), dir.path().join("out"));
+    for path in ["tree/d/old", "out"] {
+        fs::create_dir_all(dir.path().join(path)).unwrap();
+    }
+    for (name, body) in [("a", "one"), ("b", "two"), ("d/old/x", "three")] {
+        fs::write(tree.join(name), body).unwrap();
+    }
+    create(&request(Source::Directory(Whiteouts::Oci), &tree, &out)).unwrap();
+    fs::remove_dir_all(&tree).unwrap();
+    fs::create_dir_all(tree.join("d")).unwrap();
+    for (name, body) in [(".wh.a", ""), ("d/.wh..wh..opq", ""), ("d/new", "four")] {
+        fs::write(tree.join(name), body).unwrap();
+    }
+    let bootstrap = out.join("upper");
+    let upper = Request {
+        bootstrap: BootstrapPlace::File(bootstrap.clone()),
+        parent: Some(out.join("bootstrap")),
+        ..request(Source::Directory(Whiteouts::Oci), &tree, &out)
+    };
+    let report = create(&upper).unwrap();
+    assert_eq!(report.blobs.len(), 2, "the parent's and its own");
+    let wanted = [("b", "two"), ("d/", ""), ("d/new", "four")];
+    assert_eq!(contents(&bootstrap, &out), wanted.map(|(name, body)| (name.to_owned(), body.to_owned())));
+}
+
+#[test]
+fn a_cache_holds_plain_chunks_at_their_plain_addresses() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("tar");
+    tar(&archive, &[("a", b"one"), ("b", &[7; 5000])]);
+    let recipe = Recipe { compressor: Compressor::None, chunk_size: 4096, ..Recipe::default() };
+    let request =
+        Request { recipe, blob: BlobPlace::Cache(dir.path().to_owned()), ..request(Source::Tar, &archive, dir.path()) };
+    let report = create(&request).unwrap();
+    let data = fs::read(dir.path().join(format!("{}.blob.data", report.blobs[0]))).unwrap();
+    assert_eq!(
+        (data.len(), &data[..4], data[4096], data[8192 + 903], data[8192 + 904]),
+        (12288, &b"one\0"[..], 7, 7, 0)
+    );
+    let meta = fs::read(dir.path().join(format!("{}.blob.meta", report.blobs[0]))).unwrap();
+    assert_eq!(meta.len(), 8192, "the table in a page, and its header");
+}
