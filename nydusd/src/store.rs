@@ -210,7 +210,7 @@ impl Store {
     pub fn close(&self) {
         let living: Vec<Arc<Cache>> = self.inner.caches().values().flatten().filter_map(Weak::upgrade).collect();
         for cache in living {
-            cache.seal();
+            cache.leave();
         }
     }
 }

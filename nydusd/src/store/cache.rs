@@ -214,6 +214,14 @@ impl Cache {
         }
     }
 
+    /// Leaves the cache to the next process.
+    pub(super) fn leave(&self) {
+        self.seal();
+        if let Some(file) = &self.file {
+            file.discard_copy();
+        }
+    }
+
     /// Brings all to the disk.
     pub(super) fn seal(&self) {
         let Some(file) = &self.file else { return };

@@ -255,6 +255,26 @@ impl CacheFile {
         sealed.inspect_err(|_| self.unsealed.store(true, Ordering::Release))
     }
 
+    /// Deletes a copy that is not the first, whose next user would be nobody: programs that clean up by blob do not know it.
+    pub(super) fn discard_copy(&self) {
+        if self.first {
+            return;
+        }
+        // As long as we hold the lock of the file with this name, nobody else can have taken it.
+        let named = std::fs::symlink_metadata(&self.path).map(|named| (named.dev(), named.ino()));
+        let own = self.data.metadata().map(|own| (own.dev(), own.ino()));
+        if !matches!((named, own), (Ok(named), Ok(own)) if named == own) {
+            return;
+        }
+        for path in [map_path(&self.path), self.path.clone()] {
+            if let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "a second copy of a blob's cache stays behind");
+            }
+        }
+    }
+
     /// Gives the data file a modification time, unless somebody else changed it.
     fn stamp(&self, time: SystemTime) -> io::Result<Metadata> {
         let mut ours = self.ours();
@@ -265,5 +285,11 @@ impl CacheFile {
         let metadata = self.data.metadata()?;
         *ours = metadata.modified()?;
         Ok(metadata)
+    }
+}
+
+impl Drop for CacheFile {
+    fn drop(&mut self) {
+        self.discard_copy();
     }
 }

@@ -98,6 +98,9 @@ fn a_second_process_gets_a_copy_of_its_own_and_a_later_one_the_first() {
     assert!(three.file_names()[0].ends_with(".blob.data"));
     sample.check(&three, 0..sample.len());
     assert_eq!(c.requests(), 0);
+    b.end(vec![two]);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".1")), "{left:?}");
 }
 
 #[test]
