@@ -156,8 +156,10 @@ async fn a_caller_that_hangs_up_leaves_nothing_under_its_key_and_its_repeat_join
     let dir = tempfile::tempdir().expect("a directory");
     let mut bed = Bed::new(&slow(&nydusd, dir.path()), &golden.template(), &[]).await;
     let image = pull(&mut bed, &golden, "one").await;
+    // Long enough for the call to arrive on a busy machine, and half of what the daemon takes to start.
+    let patience = Duration::from_secs(1);
     let mut client = bed.client.clone();
-    let given_up = tokio::time::timeout(Duration::from_millis(300), client.prepare(request("c", &image))).await;
+    let given_up = tokio::time::timeout(patience, client.prepare(request("c", &image))).await;
     assert!(given_up.is_err(), "it was too quick to be given up");
     let begun = Instant::now();
     let mounts = bed.prepare("c", &image, labels(&[])).await.expect("the repeat succeeds");
@@ -170,7 +172,7 @@ async fn a_caller_that_hangs_up_leaves_nothing_under_its_key_and_its_repeat_join
         signal(pid, Signal::SIGKILL);
     }
     let mut client = bed.client.clone();
-    drop(tokio::time::timeout(Duration::from_millis(300), client.prepare(request("d", &image))).await);
+    drop(tokio::time::timeout(patience, client.prepare(request("d", &image))).await);
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(code(bed.stat("d").await), Code::NotFound);
     assert_eq!(bed.directories().len(), 4, "two layers, the bootstrap, one container");
