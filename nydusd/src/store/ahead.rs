@@ -13,6 +13,10 @@ use std::ops::Range;
 /// Readers of one blob that are followed at once.
 const STREAMS: usize = 8;
 
+/// Chunks that one window has at most, however small they are: each miss looks at all of them, and with files of ten bytes
+/// a request's worth would be a hundred thousand.
+const MOST_CHUNKS: usize = 2048;
+
 /// The readers followed.
 #[derive(Debug)]
 pub(super) struct Ahead {
@@ -67,7 +71,8 @@ impl Ahead {
         let mut bytes = 0;
         while let Some(size) = stored(until) {
             bytes += size;
-            let wanted = bytes <= self.bytes || sequential && until - from < self.chunks;
+            let count = until - from;
+            let wanted = bytes <= self.bytes && count < MOST_CHUNKS || sequential && count < self.chunks;
             if !wanted {
                 break;
             }
@@ -94,6 +99,17 @@ mod tests {
         assert_eq!(Ahead::new(8, MIB).after(5..6, small), Some(Window { chunks: 6..16, mark: true }));
         assert_eq!(Ahead::new(8, MIB).after(5..6, |_| Some(MIB + 1)), None);
         assert_eq!(Ahead::new(8, 0).after(5..6, large), None);
+    }
+
+    #[test]
+    fn tiny_chunks_do_not_make_a_miss_look_at_all_of_them() {
+        let looked = std::cell::Cell::new(0);
+        let tiny = |_| {
+            looked.set(looked.get() + 1);
+            Some(10)
+        };
+        assert_eq!(Ahead::new(8, MIB).after(5..6, tiny).unwrap().chunks, 6..6 + MOST_CHUNKS);
+        assert_eq!(looked.get(), MOST_CHUNKS + 1);
     }
 
     #[test]
