@@ -327,7 +327,7 @@ async fn what_kubelet_pulls_with_serves_lazy_reads_and_its_next_pull_those_of_ol
 
     // The secret expires under the running container: an error that says what to do.
     bed.front.set_password("the next one");
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    tokio::time::sleep(Duration::from_millis(3000)).await;
     let begin = Instant::now();
     let refused = read(&containers, &container, 8).await?;
     ensure!(refused.code != 0, "a revoked secret still reads: {refused:?}");
