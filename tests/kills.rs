@@ -89,7 +89,7 @@ async fn settled(stack: &Stack) -> Result<Vec<String>> {
     let begun = Instant::now();
     loop {
         let left = leftovers(stack).await?;
-        if left.is_empty() || begun.elapsed() > Duration::from_secs(10) {
+        if left.is_empty() || begun.elapsed() > Duration::from_secs(30) {
             return Ok(left);
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
