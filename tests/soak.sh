@@ -36,7 +36,7 @@ step() {
 cargo build --release --workspace --bins --locked
 step parade 1800 cargo test --release --locked -p nydus-tests --test parade --test weather -- --nocapture
 step large 10800 env SHOAL_SOAK=1 cargo test --release --locked -p nydus-tests --test strange large
-step fuzz $((7 * (fuzz + 60) + 3600)) env FUZZ_SECONDS="$fuzz" FUZZ_LOGS="$logs/fuzz" tests/fuzz.sh
+step fuzz $(($(ls tests/corpora | wc -l) * (fuzz + 60) + 3600)) env FUZZ_SECONDS="$fuzz" FUZZ_LOGS="$logs/fuzz" tests/fuzz.sh
 step campaign $((campaign + 1800)) "$bin/shoal-campaign" --seconds "$campaign" --seed "$seed" --logs "$logs/campaign"
 
 {

@@ -54,30 +54,25 @@ impl Service {
             Some(Operation::Prepare | Operation::Mounts) => MOUNTS_LIMIT,
             _ => CALL_LIMIT,
         };
-        let task = tokio::spawn(call.instrument(span.clone()));
-        let answer = match tokio::time::timeout(limit, task).await {
-            Ok(Ok(answer)) => answer,
+        let metrics = Arc::clone(&self.metrics);
+        // What became of it is said and counted where it ends: its caller may be gone by then.
+        let whole = async move {
+            let answer = call.await;
+            if let Some(operation) = operation {
+                metrics.took(operation, begun.elapsed());
+            }
+            tell(&answer, begun);
+            answer
+        };
+        let answer = match tokio::time::timeout(limit, tokio::spawn(whole.instrument(span.clone()))).await {
+            Ok(Ok(answer)) => return answer,
             Ok(Err(error)) => Err(SnapshotError::Task(error.to_string())),
             Err(_) => Err(SnapshotError::Unavailable(format!(
                 "the call is not done after {} s and goes on without its caller: repeat it",
                 limit.as_secs()
             ))),
         };
-        if let Some(operation) = operation {
-            self.metrics.took(operation, begun.elapsed());
-        }
-        span.in_scope(|| match &answer {
-            Ok(_) => tracing::debug!(took = ?begun.elapsed(), "done"),
-            // These are how the protocol works, not failures.
-            Err(
-                error @ (SnapshotError::NotFound(_)
-                | SnapshotError::AlreadyExists(_)
-                | SnapshotError::FailedPrecondition(_)),
-            ) => {
-                tracing::debug!(took = ?begun.elapsed(), answer = %error, "done");
-            }
-            Err(error) => tracing::warn!(took = ?begun.elapsed(), error = error.full_text(), "failed"),
-        });
+        span.in_scope(|| tell(&answer, begun));
         answer
     }
 
@@ -171,6 +166,20 @@ impl ctd::Snapshotter for Service {
         let span = tracing::debug_span!("list", ?filters);
         let found = self.run(span, None, async move { snapshots.list(filters).await }).await?;
         Ok(Box::pin(futures::stream::iter(found.into_iter().map(|(name, record)| Ok(info(name, record))))))
+    }
+}
+
+/// Logs how a call that began at `begun` ended.
+fn tell<T>(answer: &Result<T>, begun: Instant) {
+    match answer {
+        Ok(_) => tracing::debug!(took = ?begun.elapsed(), "done"),
+        // These are how the protocol works, not failures.
+        Err(
+            error @ (SnapshotError::NotFound(_)
+            | SnapshotError::AlreadyExists(_)
+            | SnapshotError::FailedPrecondition(_)),
+        ) => tracing::debug!(took = ?begun.elapsed(), answer = %error, "done"),
+        Err(error) => tracing::warn!(took = ?begun.elapsed(), error = error.full_text(), "failed"),
     }
 }
 

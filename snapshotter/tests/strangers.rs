@@ -176,6 +176,7 @@ async fn a_caller_that_hangs_up_leaves_nothing_under_its_key_and_its_repeat_join
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(code(bed.stat("d").await), Code::NotFound);
     assert_eq!(bed.directories().len(), 4, "two layers, the bootstrap, one container");
+    assert!(bed.log().contains("its caller is gone"), "{}", bed.log());
 }
 
 #[tokio::test]

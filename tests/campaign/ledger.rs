@@ -236,6 +236,9 @@ impl Ledger {
         );
         drop(state);
         self.note(&text);
+        if took > LIMIT {
+            self.redden(format!("{text}: the limit is {} s", LIMIT.as_secs()));
+        }
     }
 
     /// Looks for readers that hang and for recoveries that take too long.
@@ -317,5 +320,32 @@ impl Ledger {
             state.hung
         );
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kill whose readers all read rightly, as long after it was over as said.
+    fn survived(ago: Duration) -> (Ledger, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ledger = Ledger::open(dir.path()).expect("a ledger");
+        ledger.open_window(Kind::SnapshotterKilled);
+        ledger.clear(Instant::now().checked_sub(ago).expect("the machine runs for longer"));
+        for reader in 0..Readers::COUNT {
+            ledger.begin_read(reader, Way::Read, 0);
+            ledger.end_read(reader, Ended::Right);
+        }
+        ledger.close_window(true);
+        (ledger, dir)
+    }
+
+    #[test]
+    fn a_recovery_over_the_limit_is_red_even_if_nobody_looked_meanwhile() {
+        let (quick, _dir) = survived(LIMIT / 2);
+        assert_eq!(quick.reasons(), [""; 0]);
+        let (slow, _dir) = survived(LIMIT + Duration::from_secs(1));
+        assert_eq!(slow.reasons().len(), 1, "{:?}", slow.reasons());
     }
 }

@@ -34,6 +34,9 @@ use crate::thief::Trade;
 /// How much longer a fault may last when no read has met it yet.
 const UNTIL_MET: Duration = Duration::from_secs(30);
 
+/// Time between two looks at the readers.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Readers, faults, and a table of what came of it.
 #[derive(Debug, Parser)]
 struct Cli {
@@ -137,7 +140,7 @@ async fn endure(fault: Fault, site: &mut Site, ledger: &Ledger) -> Result<()> {
     let cleared = Instant::now();
     raging.end(site).with_context(|| format!("ending \"{}\"", kind.name()))?;
     ledger.clear(cleared);
-    if let Err(error) = raging.recover(site, cleared + LIMIT).await {
+    if let Err(error) = watched(ledger, raging.recover(site, cleared + LIMIT)).await {
         ledger.redden(format!("after \"{}\": {error:#}", kind.name()));
     }
     wait(ledger, 2 * LIMIT, || ledger.is_well()).await;
@@ -145,11 +148,24 @@ async fn endure(fault: Fault, site: &mut Site, ledger: &Ledger) -> Result<()> {
     Ok(())
 }
 
+/// Looks at the readers until `work` is done.
+async fn watched<T>(ledger: &Ledger, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(GLANCE, work.as_mut()).await {
+            Ok(done) => return done,
+            // Red is red: the reasons are not counted again at each glance.
+            Err(_) if ledger.is_red() => {}
+            Err(_) => ledger.look(),
+        }
+    }
+}
+
 /// Waits until `done`, until the campaign is red, or for `limit`.
 async fn wait(ledger: &Ledger, limit: Duration, done: impl Fn() -> bool) {
     let begin = Instant::now();
     while begin.elapsed() < limit && !done() && !ledger.is_red() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(GLANCE).await;
         ledger.look();
     }
 }
