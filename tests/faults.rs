@@ -1,7 +1,9 @@
 //! Damage on the way from the blob to the reader.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nydus_rafs::{Bootstrap, Kind};
@@ -10,8 +12,17 @@ use nydus_tests::fuse::Mounted;
 use nydus_tests::needs::{Need, met};
 use nydus_tests::scratch::Scratch;
 
-/// Finds the largest regular file of an image: its path, blob, and the stored bytes of its first chunk.
-fn largest(bootstrap: &Bootstrap<Vec<u8>>) -> Result<(PathBuf, String, std::ops::Range<u64>)> {
+/// The largest regular file of an image.
+struct Largest {
+    path: PathBuf,
+    blob: String,
+    /// Of its first chunk, in the blob as stored.
+    stored: Range<u64>,
+    /// First plain byte of each of its chunks.
+    chunks: Vec<u64>,
+}
+
+fn largest(bootstrap: &Bootstrap<Vec<u8>>) -> Result<Largest> {
     let mut best: Option<(u64, PathBuf, nydus_rafs::Ino)> = None;
     let mut open = vec![(PathBuf::new(), bootstrap.root())];
     while let Some((path, dir)) = open.pop() {
@@ -33,11 +44,30 @@ fn largest(bootstrap: &Bootstrap<Vec<u8>>) -> Result<(PathBuf, String, std::ops:
             }
         }
     }
-    let (_, path, ino) = best.context("the image has files")?;
-    let extent = bootstrap.extents(ino, 0..1)?.next().context("the file has a chunk")??;
-    let table = bootstrap.chunks(extent.blob)?;
-    let chunk = table.covering(extent.plain.clone()).first().context("the chunk is in the table")?;
-    Ok((path, bootstrap.blobs()[usize::from(extent.blob)].id.to_string(), chunk.stored.clone()))
+    let (size, path, ino) = best.context("the image has files")?;
+    let extents = bootstrap.extents(ino, 0..size)?.collect::<Result<Vec<_>, _>>()?;
+    let blob = extents.first().context("the file has a chunk")?.blob;
+    let table = bootstrap.chunks(blob)?;
+    let chunks: Vec<_> = extents.iter().flat_map(|extent| table.covering(extent.plain.clone())).collect();
+    let stored = chunks.first().context("the chunk is in the table")?.stored.clone();
+    let blob = bootstrap.blobs()[usize::from(blob)].id.to_string();
+    Ok(Largest { path, blob, stored, chunks: chunks.iter().map(|chunk| chunk.plain.start).collect() })
+}
+
+/// Waits until the ready map knows these chunks: readers are answered while they are being written.
+fn wait_recorded(map: &Path, chunks: &[u64]) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let bytes = fs::read(map)?;
+        let (records, _) = bytes.get(128..).unwrap_or_default().as_chunks::<64>();
+        let known: Vec<u64> =
+            records.iter().map(|record| u64::from_le_bytes(*record.first_chunk().expect("64 bytes have 8"))).collect();
+        if chunks.iter().all(|chunk| known.contains(chunk)) {
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < Duration::from_secs(10), "not recorded: {chunks:?}, only {known:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Option<i32>> {
@@ -52,7 +82,7 @@ fn a_flipped_byte_is_eio_and_a_log_line_and_good_again_once_the_source_is() -> R
     let scratch = Scratch::new("flip")?;
     let fixtures = Fixtures::unpack(&scratch.dir("in")?)?;
     let bootstrap = fixtures.path("out/v6-zstd/bootstrap");
-    let (path, blob, stored) = largest(&Bootstrap::open(fs::read(&bootstrap)?)?)?;
+    let Largest { path, blob, stored, .. } = largest(&Bootstrap::open(fs::read(&bootstrap)?)?)?;
     let file = fixtures.path(&format!("out/v6-zstd/blobs/{blob}"));
     let good = fs::read(&file)?;
     let mut bad = good.clone();
@@ -94,12 +124,13 @@ fn a_killed_nydusd_serves_no_wrong_byte_from_its_cache_when_it_comes_back() -> R
     let fixtures = Fixtures::unpack(&scratch.dir("in")?)?;
     let bootstrap = fixtures.path("out/v6-zstd/bootstrap");
     let blobs = fixtures.path("out/v6-zstd/blobs");
-    let (path, blob, _) = largest(&Bootstrap::open(fs::read(&bootstrap)?)?)?;
+    let Largest { path, blob, chunks, .. } = largest(&Bootstrap::open(fs::read(&bootstrap)?)?)?;
     let dir = scratch.dir("m")?;
 
     let want = {
         let mut mounted = Mounted::localfs(&bootstrap, &blobs, &dir)?;
         let want = read(&mounted.path.join(&path)).map_err(|errno| anyhow::anyhow!("reading: {errno:?}"))?;
+        wait_recorded(&dir.join("cache").join(format!("{blob}.chunk_map")), &chunks)?;
         mounted.process.crash()?;
         nix::mount::umount2(&mounted.path, nix::mount::MntFlags::MNT_DETACH)?;
         want
