@@ -96,7 +96,13 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     let Commands { short, long } = Commands::of(own_image.is_some());
     let pause = debian::pause(&scratch.dir("pause")?)?;
     image::push(&client, "pause", "1", &[pause], json!({"Entrypoint": ["/pause"]})).await?;
-    if own_image.is_none() {
+    let source = format!("{}/python:oci", registry.host);
+    if let Some(image) = &own_image {
+        step(interrupted, &format!("nydusify copy --source {image} --target {source}"))?;
+        let mut copy = Command::new(shoal("nydusify")?);
+        copy.args(["copy", "--source", image, "--target", &source, "--work-dir"]).arg(scratch.path().join("work"));
+        runner::run_visibly(copy, interrupted)?;
+    } else {
         if !met(&[Need::Program("mmdebstrap")]) {
             bail!("mmdebstrap makes the demo's image: install it, or name an image with IMAGE=");
         }
@@ -114,7 +120,6 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
         _ => Pace { bits_per_second: 200_000_000, round_trip: Duration::from_millis(20) },
     };
     let gate = Gate::open(&registry.host, pace)?;
-    let source = own_image.unwrap_or_else(|| format!("{}/python:oci", registry.host));
     let target = format!("{}/python:nydus", registry.host);
 
     step(interrupted, &format!("nydusify convert --source {source} --target {target}"))?;
@@ -125,7 +130,7 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     println!("    converted and verified in {:.1} s", begin.elapsed().as_secs_f64());
 
     // From here on everybody reads through the link.
-    let source = source.replace(&registry.host, &gate.host);
+    let source = format!("{}/python:oci", gate.host);
     let target = format!("{}/python:nydus", gate.host);
     let setup = Setup::new(&gate.host, format!("{}/pause:1", gate.host));
     let mut table = Table::default();
