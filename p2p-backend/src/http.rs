@@ -11,8 +11,8 @@
 //!
 //! A pooled connection may have died while it was idle, which shows only when the next request is written
 //! to it: by a reset, by its end, or by nothing at all until the system gives up on the bytes it sent. Such a request
-//! is repeated at once, on a connection that is certainly new, and nobody counts it. One that lives and does not
-//! answer is left (`lanes`).
+//! is repeated at once, on a connection that is certainly new, and nobody counts it. Where one died without a word its
+//! neighbours are left as well, and so is one that lives and does not answer (`lanes`).
 
 mod body;
 mod error;
@@ -33,7 +33,7 @@ pub use error::HttpError;
 pub use names::Reach;
 pub use pools::Pools;
 
-use error::{distrust, innermost};
+use error::{distrust, innermost, is_unacknowledged};
 use lanes::{Kind, Lane, Lanes};
 use names::Names;
 
@@ -200,7 +200,14 @@ impl Http {
         let sending = async {
             let error = match lane.client.execute(request).await {
                 Ok(response) => return Ok((response, lane.clone())),
-                Err(error) => self.failure(&url, kind, &error),
+                Err(error) => {
+                    if !error.is_connect() && is_unacknowledged(&error) {
+                        // Those that were idle beside it were forgotten with it, whatever host they lead to, and each
+                        // would cost the same wait.
+                        lane.leave();
+                    }
+                    self.failure(&url, kind, &error)
+                }
             };
             match (again, &error) {
                 (Some(again), HttpError::Broken { .. }) => {

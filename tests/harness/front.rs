@@ -28,7 +28,7 @@ use tokio_rustls::rustls::{ServerConfig, crypto};
 use tokio_rustls::server::TlsStream;
 
 use crate::authority::Authority;
-use crate::gate::{Gate, Pace};
+use crate::gate::{Gate, Loss, Pace};
 use crate::manner::{Manner, Temper};
 use crate::multiplex;
 use crate::oddity::Oddity;
@@ -193,9 +193,13 @@ impl Front {
         *lock(&self.shared.void) = (self.shared.begin.elapsed().as_millis(), status);
     }
 
-    /// Cuts all connections to registry and store: with a reset, or with an orderly end.
-    pub fn cut_connections(&self, reset: bool) {
-        self.gates.iter().for_each(|gate| gate.cut(reset));
+    /// Loses all connections to registry, token service and store that are open.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gate::cut`].
+    pub fn cut_connections(&self, loss: Loss) -> io::Result<()> {
+        self.gates.iter().try_for_each(|gate| gate.cut(loss))
     }
 
     /// Makes every token that was given out worthless.
@@ -256,10 +260,18 @@ impl Shared {
     /// Whether the request's token allows `verb` on `repository`; an empty repository needs only a token.
     fn allows(&self, request: &Request, repository: &str, verb: &str) -> bool {
         let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let manner = self.manner();
+        if manner == Manner::Basic {
+            return self.credential().basic_header().as_deref() == Some(header);
+        }
         let tokens = lock(&self.tokens);
         let Some(token) = header.strip_prefix("Bearer ").and_then(|text| tokens.get(text)) else { return false };
-        let mut scopes = token.scopes.iter().filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'));
-        let granted = scopes.any(|(name, verbs)| name == repository && verbs.split(',').any(|given| given == verb));
+        let grants = |repository: &str, verb: &str| {
+            let mut scopes =
+                token.scopes.iter().filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'));
+            scopes.any(|(name, verbs)| name == repository && verbs.split(',').any(|given| given == verb))
+        };
+        let granted = grants(repository, verb) && (manner != Manner::SeveralScopes || grants(SIBLING, "pull"));
         Instant::now() < token.end && (granted || repository.is_empty())
     }
 
@@ -344,6 +356,8 @@ fn take_one(left: &AtomicU64) -> bool {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
+/// The repository that tokens have to be good for besides, under [`Manner::SeveralScopes`].
+const SIBLING: &str = "team/base";
 /// Where the registry has blobs for those whom it redirects to itself.
 const ELSEWHERE: &str = "/elsewhere";
 
@@ -359,17 +373,23 @@ async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) ->
         let mut challenge = format!("Bearer realm=\"{}\",service=\"shoal tests\"", shared.realm);
         if !repository.is_empty() {
             let verbs = if reads { "pull" } else { "pull,push" };
-            challenge.push_str(&format!(",scope=\"repository:{repository}:{verbs}\""));
+            let also = if shared.manner() == Manner::SeveralScopes {
+                format!(" repository:{SIBLING}:pull")
+            } else {
+                String::new()
+            };
+            challenge.push_str(&format!(",scope=\"repository:{repository}:{verbs}{also}\""));
         }
         let body = json!({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}).to_string();
         let mut answer = (StatusCode::UNAUTHORIZED, body).into_response();
         let challenges = match shared.manner() {
             Manner::NoChallenge => vec![],
             Manner::SeveralChallenges => vec!["Negotiate".to_owned(), challenge],
+            Manner::Basic => vec!["Basic realm=\"shoal tests\"".to_owned()],
             Manner::Unquoted => vec![challenge.replace("service=\"shoal tests\"", "service=shoal").replace('"', "")],
             _ => vec![challenge],
         };
-        if matches!(shared.manner(), Manner::NoChallenge | Manner::SeveralChallenges | Manner::Unquoted) {
+        if shared.manner().is_of_challenges() {
             shared.note_odd(request.headers());
         }
         for challenge in challenges.iter().filter_map(|text| HeaderValue::try_from(text).ok()) {
@@ -377,11 +397,16 @@ async fn registry_answer(State(shared): State<Arc<Shared>>, request: Request) ->
         }
         return answer;
     }
-    if reads && inner.contains("/blobs/sha256:") {
-        let answer = shared.redirect(&request);
-        return shared.registry_sky.through(request.headers(), async { answer }).await;
+    if !reads || !inner.contains("/blobs/sha256:") {
+        return shared.pass_on(request).await;
     }
-    shared.pass_on(request).await
+    let (method, asked) = (request.method().clone(), request.headers().clone());
+    // An answer without a length that is a redirect would be nothing odd.
+    if method == Method::HEAD && shared.registry_sky.now() == Weather::Odd(Oddity::NoLength) {
+        return shared.registry_sky.through(&method, &asked, shared.pass_on(request)).await;
+    }
+    let answer = shared.redirect(&request);
+    shared.registry_sky.through(&method, &asked, async { answer }).await
 }
 
 async fn store_answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
@@ -405,22 +430,18 @@ async fn store_answer(State(shared): State<Arc<Shared>>, mut request: Request) -
         return (StatusCode::FOUND, [(LOCATION, place)]).into_response();
     }
     shared.seen.blobs.fetch_add(1, Ordering::Relaxed);
-    let asked = request.headers().clone();
-    match shared.store_sky.now() {
-        Weather::Odd(oddity) if oddity.is_of_heads() && request.method() != Method::HEAD => {
-            return shared.pass_on(request).await;
-        }
-        Weather::Odd(Oddity::Whole) => drop(request.headers_mut().remove(RANGE)),
-        _ => {}
+    let (method, asked) = (request.method().clone(), request.headers().clone());
+    if shared.store_sky.now() == Weather::Odd(Oddity::Whole) {
+        request.headers_mut().remove(RANGE);
     }
-    shared.store_sky.through(&asked, shared.pass_on(request)).await
+    shared.store_sky.through(&method, &asked, shared.pass_on(request)).await
 }
 
 /// Answers GET with a query and POST with a form alike, to those who show the password.
 async fn token_answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let manner = shared.manner();
-    if matches!(manner, Manner::NoPosts | Manner::NoExpiry | Manner::IssuedLongAgo | Manner::TokensLimited) {
+    if manner.is_of_tokens() {
         shared.note_odd(&head.headers);
     }
     match manner {

@@ -6,10 +6,11 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{SockFilter, SockRef};
 
 /// The pace of a link.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,6 +38,17 @@ impl std::ops::Sub for Passed {
     }
 }
 
+/// How open connections are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// With an orderly end.
+    Ended,
+    /// With a reset.
+    Reset,
+    /// Without a word: what is sent into them arrives nowhere, as when something in between has forgotten them.
+    Silent,
+}
+
 #[derive(Debug)]
 struct Inner {
     target: String,
@@ -50,6 +62,7 @@ struct Inner {
     /// Whether that is told by a reset.
     resets: AtomicBool,
     closed: AtomicBool,
+    clients: Mutex<Vec<Weak<TcpStream>>>,
     /// When the link up and the link down are free again.
     free_at: [Mutex<Instant>; 2],
 }
@@ -82,6 +95,7 @@ impl Gate {
             cuts: AtomicU64::new(0),
             resets: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            clients: Mutex::default(),
             free_at: [Mutex::new(Instant::now()), Mutex::new(Instant::now())],
         });
         let accepting = Arc::clone(&inner);
@@ -107,10 +121,21 @@ impl Gate {
         self.inner.shut.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the connections that are open, with a reset or in an orderly way, and lets new ones through.
-    pub fn cut(&self, reset: bool) {
-        self.inner.resets.store(reset, Ordering::Relaxed);
+    /// Loses the connections that are open, and lets new ones through.
+    ///
+    /// # Errors
+    ///
+    /// From the system, for [`Loss::Silent`].
+    pub fn cut(&self, loss: Loss) -> io::Result<()> {
+        if loss == Loss::Silent {
+            // BPF_RET | BPF_K: of every packet nothing is taken in, so none is acknowledged either.
+            const NOTHING: &[SockFilter] = &[SockFilter::new(0x06, 0, 0, 0)];
+            let open: Vec<_> = lock(&self.inner.clients).drain(..).filter_map(|client| client.upgrade()).collect();
+            return open.iter().try_for_each(|client| SockRef::from(&**client).attach_filter(NOTHING));
+        }
+        self.inner.resets.store(loss == Loss::Reset, Ordering::Relaxed);
         self.inner.cuts.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Lets connections through again.
@@ -128,6 +153,10 @@ impl Drop for Gate {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn accept(listener: &TcpListener, inner: &Arc<Inner>) {
     for client in listener.incoming().flatten() {
         if inner.closed.load(Ordering::Relaxed) {
@@ -140,14 +169,19 @@ fn accept(listener: &TcpListener, inner: &Arc<Inner>) {
         let inner = Arc::clone(inner);
         std::thread::spawn(move || {
             // A connection that ends early is what a gate sees all day.
-            drop(relay(client, &inner));
+            drop(relay(&Arc::new(client), &inner));
         });
     }
 }
 
-fn relay(client: TcpStream, inner: &Arc<Inner>) -> io::Result<()> {
+fn relay(client: &Arc<TcpStream>, inner: &Arc<Inner>) -> io::Result<()> {
+    {
+        let mut clients = lock(&inner.clients);
+        clients.retain(|client| client.strong_count() > 0);
+        clients.push(Arc::downgrade(client));
+    }
     let server = TcpStream::connect(&inner.target)?;
-    for stream in [&client, &server] {
+    for stream in [&**client, &server] {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     }
@@ -167,7 +201,7 @@ fn relay(client: TcpStream, inner: &Arc<Inner>) -> io::Result<()> {
             }));
         })
     };
-    let result = copy(&server, &client, inner, |bytes| {
+    let result = copy(&server, client, inner, |bytes| {
         if asked.swap(false, Ordering::Relaxed) {
             std::thread::sleep(inner.pace.round_trip);
         }
@@ -224,7 +258,7 @@ impl Inner {
         }
         let time = Duration::from_secs_f64(bytes as f64 * 8.0 / self.pace.bits_per_second as f64);
         let done = {
-            let mut free_at = free_at.lock().expect("no holder of this lock panics");
+            let mut free_at = lock(free_at);
             *free_at = (*free_at).max(Instant::now()) + time;
             *free_at
         };
@@ -266,5 +300,27 @@ mod tests {
         assert_ne!(ask().unwrap_or_default(), "hello");
         gate.reopen();
         assert_eq!(ask().unwrap(), "hello");
+    }
+
+    #[test]
+    fn a_silent_connection_takes_nothing_and_tells_nothing_while_new_ones_work() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = Gate::open(&server.local_addr().unwrap().to_string(), Pace::default()).unwrap();
+        std::thread::spawn(move || {
+            for stream in server.incoming().flatten() {
+                std::thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+            }
+        });
+        let echo = |mut client: &TcpStream| -> io::Result<()> {
+            client.write_all(b"GET / HTTP/1.1\r\n")?;
+            client.read_exact(&mut [0; 16])
+        };
+        let old = TcpStream::connect(&gate.host).unwrap();
+        SockRef::from(&old).set_tcp_user_timeout(Some(Duration::from_millis(300))).unwrap();
+        echo(&old).unwrap();
+        gate.cut(Loss::Silent).unwrap();
+        // Only its own system ends it, which waits for an acknowledgement in vain.
+        assert_eq!(echo(&old).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        echo(&TcpStream::connect(&gate.host).unwrap()).unwrap();
     }
 }

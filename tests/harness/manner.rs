@@ -20,6 +20,10 @@ pub enum Manner {
     SeveralChallenges,
     /// A challenge without quotes.
     Unquoted,
+    /// A challenge that asks for user and password, which are all that opens it.
+    Basic,
+    /// A challenge for this repository and another one, and only a token for both opens it.
+    SeveralScopes,
     /// The token service takes no POST.
     NoPosts,
     /// Tokens do not say how long they live.
@@ -30,6 +34,18 @@ pub enum Manner {
     TokensLimited,
     /// To a store that speaks HTTP/2.
     Multiplexed(Temper),
+}
+
+impl Manner {
+    /// Whether it is met by who is refused for want of a proof.
+    pub(crate) fn is_of_challenges(self) -> bool {
+        matches!(self, Self::NoChallenge | Self::SeveralChallenges | Self::Unquoted | Self::Basic | Self::SeveralScopes)
+    }
+
+    /// Whether it is met by who asks for a token.
+    pub(crate) fn is_of_tokens(self) -> bool {
+        matches!(self, Self::NoPosts | Self::NoExpiry | Self::IssuedLongAgo | Self::TokensLimited)
+    }
 }
 
 /// What a store with HTTP/2 does to the first requests.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_LENGTH, RETRY_AFTER, USER_AGENT};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
@@ -89,9 +89,20 @@ impl Sky {
     }
 
     /// Sends an answer through it. `asked` are the headers of the request.
-    pub async fn through(&self, asked: &HeaderMap, answer: impl Future<Output = Response>) -> Response {
+    pub async fn through(
+        &self,
+        method: &Method,
+        asked: &HeaderMap,
+        answer: impl Future<Output = Response>,
+    ) -> Response {
         let weather = *self.now.borrow();
-        if weather == Weather::Clear || (weather == Weather::Flipped(To::Mirrors) && !is_mirror(asked)) {
+        let passes_by = match weather {
+            Weather::Clear => true,
+            Weather::Flipped(To::Mirrors) => !is_mirror(asked),
+            Weather::Odd(oddity) if oddity.is_of_heads() => method != Method::HEAD,
+            _ => false,
+        };
+        if passes_by {
             return answer.await;
         }
         self.met.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +201,7 @@ mod tests {
 
     async fn through(sky: &Sky, agent: &'static str) -> (StatusCode, Option<Vec<u8>>) {
         let asked = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(agent))]);
-        let answer = sky.through(&asked, async { "0123456789".into_response() }).await;
+        let answer = sky.through(&Method::GET, &asked, async { "0123456789".into_response() }).await;
         let status = answer.status();
         let body = axum::body::to_bytes(answer.into_body(), 1 << 10).await;
         (status, body.ok().map(|bytes| bytes.to_vec()))
@@ -210,6 +221,7 @@ mod tests {
             (Weather::TooManyUntilDate, 429, Some(b"")),
             (Weather::Odd(Oddity::Html), 200, Some(b"<html>please log in</html>")),
             (Weather::Slow(1_000), 200, Some(b"0123456789")),
+            (Weather::Odd(Oddity::NoHead), 200, Some(b"0123456789")),
         ];
         for (weather, status, body) in table {
             sky.set(weather);

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nydus_tests::bed::Bed;
-use nydus_tests::gate::{Gate, Pace};
+use nydus_tests::gate::{Gate, Loss, Pace};
 use nydus_tests::proxy::{Proxy, State};
 
 use crate::post::{Post, Read, expect_right};
@@ -68,14 +68,14 @@ pub(crate) struct Way<'b> {
 
 impl Way<'_> {
     /// All have to ask the registry itself again, on new connections.
-    fn start_over(&self) {
+    fn start_over(&self) -> Result<()> {
         self.bed.front.void_addresses(StatusCode::FORBIDDEN);
-        self.bed.front.cut_connections(false);
+        Ok(self.bed.front.cut_connections(Loss::Ended)?)
     }
 
     /// Every post reads a file that it does not have, and gets it.
     async fn right(&self, what: &str, posts: &mut [Post]) -> Result<()> {
-        self.start_over();
+        self.start_over()?;
         let files: Vec<usize> = posts.iter_mut().map(Post::next).collect();
         let reads = futures::future::join_all(posts.iter().zip(&files).map(|(post, file)| post.read_cold(*file)));
         for (post, read) in posts.iter().zip(reads.await) {
@@ -89,7 +89,7 @@ impl Way<'_> {
     async fn told(&self, what: &str, word: &str, posts: &mut [Post], end: impl Fn() -> Result<()>) -> Result<()> {
         let mut tries = TRIES;
         let files = loop {
-            self.start_over();
+            self.start_over()?;
             let files: Vec<usize> = posts.iter_mut().map(Post::next).collect();
             posts.iter_mut().for_each(Post::turn_page);
             let reads = futures::future::join_all(posts.iter().zip(&files).map(|(post, file)| post.read_cold(*file)));

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use axum::http::StatusCode;
 use nydus_tests::front::Front;
+use nydus_tests::gate::Loss;
 use nydus_tests::manner::{Manner, Temper};
 use nydus_tests::oddity::Oddity;
 use nydus_tests::sky::Weather;
 
 use crate::image;
 use crate::post::{Post, Read, expect_right};
+
+/// A connection on which nothing is acknowledged is given up after 3.3 s; waiting for an answer on it takes 10 s.
+const SOON: Duration = Duration::from_secs(8);
 
 /// How a fault is brought about.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +28,8 @@ pub(crate) enum Fault {
     Front(Manner),
     /// Addresses that were given out are refused.
     Void(StatusCode),
-    /// Connections end while they are idle: with a reset or without.
-    Cut(bool),
+    /// Connections are lost while they are idle.
+    Cut(Loss),
 }
 
 /// What a reader sees of it.
@@ -35,13 +39,15 @@ pub(crate) enum Expect {
     Right,
     /// An error, and a warning with this word.
     Refused(&'static str),
+    /// Nothing, and soon: nobody is thought ill for it.
+    Soon,
     /// A wait for its end.
     Waits,
     /// An error at worst, and nothing at the next try.
     Stumbles,
 }
 
-use Expect::{Refused, Right, Stumbles, Waits};
+use Expect::{Refused, Right, Soon, Stumbles, Waits};
 use Fault::{Cut, Front as Way, Registry, Store, Void};
 
 const fn status(code: u16) -> StatusCode {
@@ -90,30 +96,38 @@ pub(crate) const PARADE: &[Case] = &[
     ("401 without challenge", Way(Manner::NoChallenge), Right),
     ("401 with several challenges", Way(Manner::SeveralChallenges), Right),
     ("401 without quotes", Way(Manner::Unquoted), Right),
+    ("401 with several scopes", Way(Manner::SeveralScopes), Right),
+    ("user and password instead of tokens", Way(Manner::Basic), Right),
     ("token service refuses POST", Way(Manner::NoPosts), Right),
     ("tokens without expires_in", Way(Manner::NoExpiry), Right),
     ("tokens of long ago", Way(Manner::IssuedLongAgo), Right),
     ("429 until a date from the token service", Way(Manner::TokensLimited), Waits),
     ("429 until a date from the store", Store(Weather::TooManyUntilDate), Waits),
     ("429 until a date from the registry", Registry(Weather::TooManyUntilDate), Waits),
+    ("429 for some seconds from the store", Store(Weather::TooMany(2)), Waits),
+    ("429 for some seconds from the registry", Registry(Weather::TooMany(2)), Waits),
     ("429 alone", Store(Weather::Status(status(429))), Waits),
+    ("503 from the store", Store(Weather::Status(status(503))), Waits),
+    ("502 from the registry", Registry(Weather::Status(status(502))), Waits),
+    ("bodies cut", Store(Weather::Cut(70_000)), Waits),
     ("HTTP/2", Way(Manner::Multiplexed(Temper::Good)), Right),
     ("HTTP/2 with GOAWAY", Way(Manner::Multiplexed(Temper::Goes)), Right),
     ("HTTP/2 with RST_STREAM", Way(Manner::Multiplexed(Temper::Resets)), Right),
     ("HTTP/2 with RST_STREAM in bodies", Way(Manner::Multiplexed(Temper::ResetsBodies)), Right),
     ("HTTP/2 that is silent", Way(Manner::Multiplexed(Temper::Silent)), Stumbles),
-    ("idle connections reset", Cut(true), Right),
-    ("idle connections ended", Cut(false), Right),
+    ("idle connections reset", Cut(Loss::Reset), Soon),
+    ("idle connections ended", Cut(Loss::Ended), Soon),
+    ("idle connections silent", Cut(Loss::Silent), Soon),
 ];
 
 impl Fault {
-    fn begin(self, front: &Front) {
+    fn begin(self, front: &Front) -> Result<()> {
         match self {
             Store(weather) => front.store_sky().set(weather),
             Registry(weather) => front.registry_sky().set(weather),
             Way(manner) => front.behave(manner),
             Void(status) => front.void_addresses(status),
-            Cut(reset) => front.cut_connections(reset),
+            Cut(loss) => front.cut_connections(loss)?,
         }
         match self {
             // Who holds an address does not ask the registry.
@@ -126,6 +140,7 @@ impl Fault {
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn end(self, front: &Front) {
@@ -195,7 +210,7 @@ async fn meet(
     blobs: &[String],
 ) -> Result<Option<String>> {
     let before = fault.met(front);
-    fault.begin(front);
+    fault.begin(front)?;
     let begin = Instant::now();
     let reads = futures::future::join_all(posts.iter().zip(files).map(|(post, file)| post.read_cold(*file)));
     let ends = async {
@@ -220,6 +235,11 @@ async fn meet(
         match (expect, read) {
             (Refused(word), Read::Failed(_)) => post.told(&[&front.host, word], blobs)?,
             (Refused(_), Read::Right) => bail!("{} read what nobody could give\n{}", post.name, post.page()),
+            (Soon, Read::Right) => {
+                ensure!(took < SOON, "{}: it took {took:.1?}\n{}", post.name, post.page());
+                let ill = post.page().contains("a source of blobs does not answer");
+                ensure!(!ill, "{}: it was held against a source:\n{}", post.name, post.page());
+            }
             (Stumbles, Read::Failed(_)) => drop(post.recovers(*file).await?),
             (_, read) => expect_right(read, post)?,
         }

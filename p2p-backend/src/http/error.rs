@@ -93,6 +93,16 @@ pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
+/// Tells whether the far end of a connection did not even acknowledge what was sent to it.
+pub(super) fn is_unacknowledged(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind;
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| {
+            matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable)
+        })
+}
+
 /// Returns what is wrong with the certificate, if that is what an error is about.
 pub(super) fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut next = Some(error);

@@ -80,6 +80,11 @@ pub(super) struct Lane {
 }
 
 impl Lane {
+    /// Gives the pool up: what is under way in it goes on, and new requests get new connections.
+    pub(super) fn leave(&self) {
+        self.all.leave(self.kind, &self.client);
+    }
+
     /// Begins to wait for something that should take less than `limit`.
     pub(super) fn wait(&self, limit: Duration) -> Wait<'_> {
         Wait { lane: self, since: Some(Instant::now()), patience: limit.min(LONG) }
@@ -104,7 +109,7 @@ impl Wait<'_> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if self.since.is_some_and(|since| since.elapsed() >= self.patience) {
-            self.lane.all.leave(self.lane.kind, &self.lane.client);
+            self.lane.leave();
         }
     }
 }
@@ -134,5 +139,9 @@ mod tests {
         assert!(!Arc::ptr_eq(&first.client, &second.client), "a reader that waited long");
         drop(other);
         assert!(Arc::ptr_eq(&second.client, &get().client), "its neighbour says nothing about the new one");
+        first.leave();
+        assert!(Arc::ptr_eq(&second.client, &get().client), "nor does its own end");
+        second.leave();
+        assert!(!Arc::ptr_eq(&second.client, &get().client));
     }
 }

@@ -186,8 +186,7 @@ impl Client {
         match self.head_blob(repository, digest, &BlobRequest::default()).await {
             Ok(Some(size)) => return Ok(size),
             Ok(None) => {}
-            // Stores refuse HEAD with a signature made for GET; a 404 is the truth.
-            Err(RegistryError::Refused(refusal)) if matches!(refusal.status.as_u16(), 400 | 403 | 405 | 406 | 501) => {}
+            Err(error) if says_nothing(&error) => {}
             Err(error) => return Err(error),
         }
         let stream = self.blob(repository, digest, &BlobRequest::range(0..1)).await?;
@@ -195,6 +194,27 @@ impl Client {
             url: stream.url.clone(),
             reason: "without telling the size of the blob".to_owned(),
         })
+    }
+
+    /// Asks whether a blob is there: with HEAD, and where that is refused with GET for the first byte.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`] unless the answer is yes or no.
+    pub async fn has_blob(&self, repository: &str, digest: &str) -> Result<bool, RegistryError> {
+        let mut asked = self.head_blob(repository, digest, &BlobRequest::default()).await.map(drop);
+        if asked.as_ref().is_err_and(says_nothing) {
+            asked = self.blob(repository, digest, &BlobRequest::range(0..1)).await.map(drop);
+        }
+        match asked {
+            Ok(()) => Ok(true),
+            Err(error) => match error.status() {
+                Some(StatusCode::NOT_FOUND) => Ok(false),
+                // It has no first byte, but it is there.
+                Some(StatusCode::RANGE_NOT_SATISFIABLE) => Ok(true),
+                _ => Err(error),
+            },
+        }
     }
 
     /// Asks with HEAD whether a blob may be read; returns its size if the answer told.
@@ -213,6 +233,10 @@ impl Client {
         let response = self.call(&call).await?;
         let response = self.follow(&call, response).await?;
         let response = self.expect(&call.method, response, &[StatusCode::OK]).await?;
+        if head::is_page(response.headers()) {
+            let url = loggable(response.url());
+            return Err(RegistryError::Form { url, reason: "with a web page where a blob was asked for".to_owned() });
+        }
         Ok(head::length(response.headers()))
     }
 
@@ -317,6 +341,12 @@ impl Client {
             ignores_ranges,
         })
     }
+}
+
+/// Tells whether an answer to HEAD is about HEAD and not about the blob: stores refuse it with a signature made for GET,
+/// others know no HEAD. A 404 is the truth.
+fn says_nothing(error: &RegistryError) -> bool {
+    matches!(error.status().map(|status| status.as_u16()), Some(400 | 403 | 405 | 406 | 501))
 }
 
 fn target_key(call: &Call<'_>) -> TargetKey {

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Request, Response, Url};
 use sha2::Digest as _;
 
-use super::{Access, BlobRequest, Call, Client, RegistryError, name};
+use super::{Access, Call, Client, RegistryError, name};
 use crate::http::{Http, loggable};
 
 /// What came of the wish to take a blob from another repository.
@@ -39,19 +39,6 @@ pub struct Upload {
 }
 
 impl Client {
-    /// Asks whether a blob is there.
-    ///
-    /// # Errors
-    ///
-    /// [`RegistryError`] unless the answer is yes or no.
-    pub async fn has_blob(&self, repository: &str, digest: &str) -> Result<bool, RegistryError> {
-        match self.head_blob(repository, digest, &BlobRequest::default()).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Makes a blob of repository `from` appear in `repository` without moving its bytes.
     ///
     /// # Errors

@@ -231,15 +231,28 @@ async fn a_host_that_always_hangs_up_is_asked_twice() {
 }
 
 #[tokio::test]
-async fn the_size_is_found_without_head() {
+async fn whether_a_blob_is_there_and_its_size_are_found_without_head() {
     for refusal in [Reply::new(405), Reply::new(403), Reply::new(200).how(How::UntilClose)] {
+        let head = refusal.clone();
         let registry = Server::start(move |seen: &Seen| match seen.method.as_str() {
-            "HEAD" => refusal.clone(),
+            "HEAD" => head.clone(),
             _ => Reply::ranged(seen, &sample(1234)),
         })
         .await;
         assert_eq!(registry.client().blob_size("r", &name()).await.unwrap(), 1234);
+        assert!(registry.client().has_blob("r", &name()).await.unwrap());
     }
+    for (status, there) in [(404, Some(false)), (416, Some(true)), (403, None)] {
+        let registry = Server::start(move |seen: &Seen| match seen.method.as_str() {
+            "HEAD" => Reply::new(405),
+            _ => Reply::new(status),
+        })
+        .await;
+        assert_eq!(registry.client().has_blob("r", &name()).await.ok(), there, "{status}");
+    }
+    let registry = Server::start(|_| Reply::new(200).header("Content-Type", "text/html; charset=utf-8")).await;
+    let error = registry.client().has_blob("r", &name()).await.unwrap_err();
+    assert!(error.to_string().contains("web page"), "{error}");
     let registry = Server::start(|_| Reply::new(404)).await;
     assert_eq!(registry.client().blob_size("r", &name()).await.unwrap_err().status().unwrap(), 404);
     assert_eq!(registry.seen().len(), 1);
