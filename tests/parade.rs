@@ -6,6 +6,8 @@
 
 #[path = "parade/disks.rs"]
 mod disks;
+#[path = "parade/heads.rs"]
+mod heads;
 #[path = "parade/image.rs"]
 mod image;
 #[path = "parade/names.rs"]
@@ -40,6 +42,8 @@ async fn whatever_registries_do_readers_behind_a_mirror_and_without_one_get_righ
     let mut alone = Post::start(&bed, "alone", &setup).await?;
     alone.node.mirror.crash()?;
     let mut posts = [mirrored, alone];
+    heads::mirror(&bed, &mut posts[0]).await?;
+    tokio::task::block_in_place(|| heads::converter(&bed))?;
     let blobs = bed.blobs().await?;
     let only = std::env::var("SHOAL_CASE").unwrap_or_default();
     let mut failed = Vec::new();

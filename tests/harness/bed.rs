@@ -70,9 +70,15 @@ impl Bed {
 
     /// Returns a command that converts the image as somebody whose docker configuration is in the folder `docker`.
     pub fn convert(&self, docker: &str, work: &Path) -> Result<Command> {
+        self.convert_to("nydus", docker, work)
+    }
+
+    /// The same under another `tag`.
+    pub fn convert_to(&self, tag: &str, docker: &str, work: &Path) -> Result<Command> {
+        let target = format!("{}/{REPOSITORY}:{tag}", self.front.host);
         let mut convert = Command::new(shoal("nydusify")?);
         convert.arg("convert").arg("--source").arg(format!("{}/{REPOSITORY}:oci", self.front.host));
-        convert.arg("--target").arg(self.image()).arg("--work-dir").arg(work);
+        convert.arg("--target").arg(target).arg("--work-dir").arg(work);
         convert.env("DOCKER_CONFIG", self.scratch.dir(docker)?).env("SSL_CERT_FILE", self.authority.ca());
         Ok(convert)
     }

@@ -1,9 +1,11 @@
 //! The registry's name and the way to it: DNS and proxies, for mirror and nydusd alike.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
@@ -48,6 +50,35 @@ impl Swallow {
         let limit = Duration::from_millis(300);
         let queue = std::iter::from_fn(|| TcpStream::connect_timeout(&address, limit).ok()).take(64).collect();
         Ok(Self { _listener: listener, _queue: queue })
+    }
+}
+
+/// A server that knows no TLS: it answers whatever comes in plain HTTP, and remembers what came.
+#[derive(Debug)]
+struct Plain {
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Plain {
+    fn at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hearing = Arc::clone(&heard);
+        // It ends with the process, as does the test that it is for.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut piece = [0; 4096];
+                let count = stream.read(&mut piece).unwrap_or(0);
+                hearing.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..count]);
+                // Whoever does not listen is no worse off.
+                drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
+            }
+        });
+        Ok(Self { heard })
+    }
+
+    fn heard(&self) -> Vec<u8> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -129,7 +160,33 @@ impl Way<'_> {
         let _dead = Swallow::at(SocketAddr::from(([127, 0, 0, 2], port)))?;
         name(&["127.0.0.2", "127.0.0.1"])?;
         self.right("first address dead", posts).await?;
-        name(&["127.0.0.1"])
+
+        // The system puts the address of the newer kind first.
+        name(&["::1", "127.0.0.1"])?;
+        self.right("AAAA refused", posts).await?;
+        let _unreachable = Swallow::at(format!("[::1]:{port}").parse()?)?;
+        self.unreachable("AAAA unreachable", posts).await?;
+
+        let plain = Plain::at(SocketAddr::from(([127, 0, 0, 4], port)))?;
+        name(&["127.0.0.4"])?;
+        self.told("name leads to who knows no TLS", "could not connect", posts, || name(&["127.0.0.1"])).await?;
+        let heard = String::from_utf8_lossy(&plain.heard()).into_owned();
+        ensure!(!heard.is_empty() && !heard.contains("HTTP/"), "it was spoken to in the clear:\n{heard}");
+        Ok(())
+    }
+
+    /// Every connection loses the 300 ms after which the other kind of address is tried, and no more.
+    async fn unreachable(&self, what: &str, posts: &mut [Post]) -> Result<()> {
+        let mut shortest = Duration::MAX;
+        for _ in 0..TRIES {
+            let begin = Instant::now();
+            self.right(what, posts).await?;
+            shortest = shortest.min(begin.elapsed());
+        }
+        // Twice, because nydusd asks the mirror at most once in vain; an address that is waited for costs 1.5 s and more.
+        ensure!(shortest > Duration::from_millis(300), "nobody tried it first: {shortest:?}");
+        ensure!(shortest < Duration::from_millis(1400), "it was waited for: {shortest:?}");
+        Ok(())
     }
 
     /// What a proxy does, between this post and the registry.
