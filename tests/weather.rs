@@ -204,7 +204,10 @@ async fn reads_live_through_outages_of_mirror_registry_and_both() -> Result<()> 
         ensure!(begin.elapsed() < PATIENCE, "the failure was remembered:\n{}", node.nydusd_log());
     }
 
-    // nydusd dies under its containers: the old ones get errors at once, new ones work, with cold reads as well.
+    // nydusd dies under its containers while nobody has bytes for it: the old ones get errors at once, new ones work with what
+    // is there, and their cold reads wait.
+    node.mirror.crash()?;
+    bed.front.shut();
     let daemons = node.nydusd_pids();
     ensure!(daemons.len() == 1, "{daemons:?}");
     kill(daemons[0], Signal::SIGKILL)?;
@@ -217,7 +220,17 @@ async fn reads_live_through_outages_of_mirror_registry_and_both() -> Result<()> 
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     check(&cri, &third, 0, &node).await?;
-    check(&cri, &third, 20, &node).await?;
+    let waiting = {
+        let cri = cri.clone();
+        let id = third.clone();
+        tokio::spawn(async move { read(&cri, &id, 20).await })
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ensure!(!waiting.is_finished(), "a cold read did not wait for its source: {:?}", waiting.await??);
+    bed.front.reopen();
+    node.restart_mirror()?;
+    let ended = waiting.await??;
+    ensure!(is_right(&ended, 20), "{ended:?}\n{}", node.nydusd_log());
     ensure!(!node.nydusd_pids().contains(&daemons[0]), "the killed daemon lives");
     // Its files are gone, or an error, and never other bytes.
     let gone = read(&cri, &container, 22).await;
