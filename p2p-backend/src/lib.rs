@@ -14,6 +14,8 @@ pub mod metrics;
 pub mod mirror;
 pub mod registry;
 pub mod route;
+#[cfg(feature = "swarm")]
+pub mod swarm;
 
 pub use config::Config;
 pub use credentials::Credential;

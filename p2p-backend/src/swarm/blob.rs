@@ -1,0 +1,265 @@
+//! What a node knows of one object: what it has, what is on its way, who has the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::grid::{GROUP, Mask, Object, Pieces, group_of};
+use super::home::Ledger;
+use super::known::Known;
+use super::members::{Homes, Peer};
+use super::message::{Origin, Urgency};
+use super::port::{Exchange, Inbound, Order, Reading, Want};
+use super::time::Time;
+use super::trust::Records;
+
+/// Where a piece comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Via {
+    Ask(Exchange),
+    Read(Reading),
+}
+
+/// A piece on its way to us.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    pub(super) urgency: Urgency,
+    /// Readers here that want it.
+    pub(super) wants: BTreeSet<Want>,
+    /// Whether it is fetched for others, who wait here.
+    pub(super) duty: bool,
+    /// Somebody wants the registry's own bytes.
+    pub(super) no_peer: bool,
+    /// From whom it was asked; two while a slow source is hedged.
+    pub(super) sources: Vec<Via>,
+    /// A second source is wanted.
+    pub(super) hedge: bool,
+    /// How many stand between us and the registry, once we know.
+    pub(super) depth: Option<u8>,
+    /// The least depth that we told anybody; we never stand deeper again, or people would wait in circles.
+    pub(super) ceiling: u8,
+    /// How often we were sent on.
+    pub(super) referrals: u8,
+    /// Who could not help, and when.
+    pub(super) tried: BTreeMap<Peer, Time>,
+    /// When something last happened.
+    pub(super) progress: Time,
+    /// How much longer than others we wait before we read the registry ourselves.
+    pub(super) patience: std::time::Duration,
+    /// The home told us to read the registry, and wants to hear of it.
+    pub(super) lessor: Option<Peer>,
+    /// It was asked of us as of the home although we know another one: the asker may know more than we do.
+    pub(super) stand_in: bool,
+    /// Times that the registry failed.
+    pub(super) failures: u8,
+    /// Bytes that are here of it.
+    pub(super) got: u32,
+    /// These bytes came from more than one sender.
+    pub(super) mixed: bool,
+    /// Its place in the order of what is to be fetched.
+    pub(super) rank: u32,
+}
+
+/// An object.
+#[derive(Debug)]
+pub(super) struct Blob {
+    pub(super) size: Option<u64>,
+    pub(super) origin: Origin,
+    pub(super) have: Pieces,
+    pub(super) records: Records,
+    /// The whole matched its digest.
+    pub(super) sealed: bool,
+    /// Not told to anybody any more, and to be deleted then.
+    pub(super) withdrawn: Option<Time>,
+    pub(super) fetches: BTreeMap<u32, Fetch>,
+    /// Fetches that need a source, the most urgent first.
+    pub(super) todo: BTreeSet<(std::cmp::Reverse<Urgency>, u32, u32)>,
+    /// Fetches that have one.
+    pub(super) assigned: usize,
+    homes: BTreeMap<u32, (u64, Homes)>,
+    /// What we know as the home of groups.
+    pub(super) ledgers: BTreeMap<u32, Ledger>,
+    pub(super) known: Known,
+    /// Asks that wait for a piece on its way.
+    pub(super) waiting: BTreeMap<u32, Vec<Inbound>>,
+    /// Until when the registry lets us not read this; we ask others to.
+    pub(super) denied: Option<Time>,
+    /// Distinguishes the order in which nodes fetch.
+    shuffle: u32,
+}
+
+impl Blob {
+    pub(super) fn new(size: Option<u64>, origin: Origin, shuffle: u32) -> Self {
+        Self {
+            size,
+            origin,
+            have: Pieces::new(),
+            records: Records::default(),
+            sealed: false,
+            withdrawn: None,
+            fetches: BTreeMap::new(),
+            todo: BTreeSet::new(),
+            assigned: 0,
+            homes: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            known: Known::default(),
+            waiting: BTreeMap::new(),
+            denied: None,
+            shuffle,
+        }
+    }
+
+    /// Returns the homes of a group in the view of this number, found by `find` if that is new.
+    pub(super) fn homes(&mut self, group: u32, view: u64, find: impl FnOnce() -> Homes) -> &Homes {
+        let entry = self.homes.entry(group).or_default();
+        if entry.0 != view {
+            *entry = (view, find());
+        }
+        &entry.1
+    }
+
+    /// Returns the homes of a group in the last view in which they were looked for.
+    pub(super) fn last_homes(&self, group: u32) -> Option<&Homes> {
+        self.homes.get(&group).map(|(_, homes)| homes)
+    }
+
+    /// Returns the fetch of a piece, begun if there was none.
+    pub(super) fn fetch(
+        &mut self,
+        piece: u32,
+        urgency: Urgency,
+        order: Order,
+        now: Time,
+        patience: std::time::Duration,
+    ) -> &mut Fetch {
+        if !self.fetches.contains_key(&piece) {
+            let rank = match order {
+                Order::InOrder => piece,
+                // Groups in an order of our own, so that not all nodes begin at the same home.
+                Order::Any => (group_of(piece) ^ 0x9e37).wrapping_add(self.shuffle).wrapping_mul(0x9e37_79b1) | 1 << 31,
+            };
+            let fetch = Fetch {
+                urgency,
+                wants: BTreeSet::new(),
+                duty: false,
+                no_peer: false,
+                sources: Vec::new(),
+                hedge: false,
+                depth: None,
+                ceiling: u8::MAX,
+                referrals: 0,
+                tried: BTreeMap::new(),
+                progress: now,
+                patience,
+                lessor: None,
+                stand_in: false,
+                failures: 0,
+                got: 0,
+                mixed: false,
+                rank,
+            };
+            self.todo.insert((std::cmp::Reverse(urgency), rank, piece));
+            self.fetches.insert(piece, fetch);
+        }
+        let known = self.fetches.get(&piece).expect("it was inserted above");
+        if urgency > known.urgency {
+            let key = (std::cmp::Reverse(known.urgency), known.rank, piece);
+            let queued = self.todo.remove(&key);
+            if queued {
+                self.todo.insert((std::cmp::Reverse(urgency), known.rank, piece));
+            }
+        }
+        let fetch = self.fetches.get_mut(&piece).expect("it was inserted above");
+        fetch.urgency = fetch.urgency.max(urgency);
+        fetch
+    }
+
+    fn key(&self, piece: u32) -> Option<(std::cmp::Reverse<Urgency>, u32, u32)> {
+        self.fetches.get(&piece).map(|fetch| (std::cmp::Reverse(fetch.urgency), fetch.rank, piece))
+    }
+
+    /// Whether a piece's fetch needs a source.
+    pub(super) fn is_todo(&self, piece: u32) -> bool {
+        self.key(piece).is_some_and(|key| self.todo.contains(&key))
+    }
+
+    /// Gives a fetch a source.
+    pub(super) fn assign(&mut self, piece: u32, via: Via) {
+        if let Some(key) = self.key(piece) {
+            self.todo.remove(&key);
+        }
+        if let Some(fetch) = self.fetches.get_mut(&piece) {
+            if fetch.sources.is_empty() {
+                self.assigned += 1;
+            }
+            fetch.sources.push(via);
+            fetch.hedge = false;
+        }
+    }
+
+    /// Takes a source from a fetch; without any it needs one.
+    pub(super) fn unassign(&mut self, piece: u32, via: Via) {
+        let key = self.key(piece);
+        if let Some(fetch) = self.fetches.get_mut(&piece)
+            && let Some(at) = fetch.sources.iter().position(|source| *source == via)
+        {
+            fetch.sources.remove(at);
+            if fetch.sources.is_empty() {
+                self.assigned -= 1;
+                fetch.depth = None;
+                fetch.hedge = false;
+                self.todo.extend(key);
+            }
+        }
+    }
+
+    /// Asks for a second source of a piece.
+    pub(super) fn hedge(&mut self, piece: u32) {
+        let key = self.key(piece);
+        if let Some(fetch) = self.fetches.get_mut(&piece)
+            && fetch.sources.len() == 1
+            && !fetch.hedge
+        {
+            fetch.hedge = true;
+            self.todo.extend(key);
+        }
+    }
+
+    /// Ends a fetch, and returns it.
+    pub(super) fn end_fetch(&mut self, piece: u32) -> Option<Fetch> {
+        if let Some(key) = self.key(piece) {
+            self.todo.remove(&key);
+        }
+        let fetch = self.fetches.remove(&piece)?;
+        if !fetch.sources.is_empty() {
+            self.assigned -= 1;
+        }
+        Some(fetch)
+    }
+
+    /// Returns the pieces of a group that we read in their home's stead.
+    pub(super) fn leased(&self, group: u32) -> Mask {
+        let fetches = self.fetches.range(group * GROUP..(group + 1) * GROUP);
+        fetches.filter(|(_, fetch)| fetch.lessor.is_some()).fold(Mask::NONE, |all, (piece, _)| all.or(Mask::of(*piece)))
+    }
+
+    /// Returns the homes in whose stead we read, with the groups.
+    pub(super) fn lessors(&self) -> impl Iterator<Item = (Peer, u32)> {
+        self.fetches.iter().filter_map(|(piece, fetch)| fetch.lessor.map(|lessor| (lessor, group_of(*piece))))
+    }
+
+    /// Returns the number of pieces, if the size is known.
+    pub(super) fn pieces(&self) -> Option<u32> {
+        self.size.map(|size| u32::try_from(size.div_ceil(super::grid::PIECE)).unwrap_or(u32::MAX))
+    }
+
+    /// Whether nothing is known that would be missed.
+    pub(super) fn is_idle(&self) -> bool {
+        self.have.is_empty() && self.fetches.is_empty() && self.waiting.is_empty() && self.ledgers.is_empty()
+    }
+}
+
+/// A piece of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) object: Object,
+    pub(super) piece: u32,
+}

@@ -1,0 +1,163 @@
+//! What the home of a group knows: who has its pieces, and whom to send the next asker to.
+//!
+//! A home is not told everything at once, so it counts: whom it sends somebody to will be busy for as long as a piece
+//! takes, and whoever was sent somewhere will have the piece soon. That is what makes a crowd form a tree by itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::grid::Mask;
+use super::members::Peer;
+use super::message::{Holder, MOST_HOLDERS};
+use super::time::Time;
+
+/// A holder as its home sees it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    have: Mask,
+    coming: Mask,
+    /// Until when it has something to send, as far as we know.
+    due: Time,
+    heard: Time,
+}
+
+/// A run that an asker reads from the registry because the home may not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lease {
+    pub(super) to: Peer,
+    pub(super) mask: Mask,
+    pub(super) until: Time,
+}
+
+/// The holders of a group.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    entries: BTreeMap<Peer, Entry>,
+    pub(super) leases: Vec<Lease>,
+}
+
+/// Holders that are looked at for a referral: enough to find an idle one, and no more with ten thousand.
+const LOOKED_AT: usize = 48;
+/// A claim to be getting a piece that was not renewed or fulfilled for so long is void.
+const STALE: Duration = Duration::from_secs(2);
+
+impl Ledger {
+    /// Notes that a peer was given, or sent for, these.
+    pub(super) fn expect(&mut self, peer: Peer, mask: Mask, now: Time) {
+        let entry = self.entries.entry(peer).or_default();
+        entry.coming = entry.coming.or(mask.without(entry.have));
+        entry.heard = now;
+    }
+
+    /// Notes that a peer has these; with `all`, and no others.
+    pub(super) fn has(&mut self, peer: Peer, mask: Mask, all: bool, now: Time) {
+        let entry = self.entries.entry(peer).or_default();
+        entry.have = if all { mask } else { entry.have.or(mask) };
+        entry.coming = entry.coming.without(entry.have);
+        entry.heard = now;
+        if entry.have.or(entry.coming).is_empty() {
+            self.entries.remove(&peer);
+        }
+    }
+
+    /// Notes how much a peer has to send.
+    pub(super) fn busy(&mut self, peer: &Peer, backlog: u8, pace: Duration, now: Time) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.due = now + pace * u32::from(backlog);
+        }
+    }
+
+    /// Forgets a peer.
+    pub(super) fn forget(&mut self, peer: &Peer) {
+        self.entries.remove(peer);
+        self.leases.retain(|lease| lease.to != *peer);
+    }
+
+    /// Returns who is known to have any of `mask`.
+    pub(super) fn holders(&self, mask: Mask) -> impl Iterator<Item = (&Peer, Mask)> {
+        self.entries.iter().map(move |(peer, entry)| (peer, entry.have.and(mask))).filter(|(_, have)| !have.is_empty())
+    }
+
+    /// Returns the pieces of a group that a lease is out for, after voiding those that were silent.
+    pub(super) fn leased(&mut self, now: Time) -> Mask {
+        let (gone, kept): (Vec<Lease>, Vec<Lease>) = self.leases.drain(..).partition(|lease| lease.until <= now);
+        self.leases = kept;
+        for lease in gone {
+            if let Some(entry) = self.entries.get_mut(&lease.to) {
+                entry.coming = entry.coming.without(lease.mask);
+            }
+        }
+        self.leases.iter().fold(Mask::NONE, |all, lease| all.or(lease.mask))
+    }
+
+    /// Notes that a peer reads these in our stead.
+    pub(super) fn lease(&mut self, to: Peer, mask: Mask, until: Time, now: Time) {
+        self.expect(to, mask, now);
+        self.leases.push(Lease { to, mask, until });
+    }
+
+    /// Notes that a peer is still at what it reads in our stead.
+    pub(super) fn renew(&mut self, peer: &Peer, reading: Mask, until: Time) {
+        for lease in self.leases.iter_mut().filter(|lease| lease.to == *peer) {
+            lease.mask = lease.mask.and(reading);
+            lease.until = until;
+        }
+        self.leases.retain(|lease| !lease.mask.is_empty());
+    }
+
+    /// Returns the peers that a referral looks at, from `start` on.
+    pub(super) fn around(&self, start: Peer) -> impl Iterator<Item = Peer> {
+        self.entries.range(start..).chain(self.entries.range(..start)).map(|(peer, _)| *peer).take(LOOKED_AT)
+    }
+
+    /// Whether nobody is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.leases.is_empty()
+    }
+
+    /// Returns up to three whom to ask for `mask`, and the pieces that they have or will have. The first is counted as
+    /// busy with them. `start` is where to begin to look; `complete` leaves out those that are still getting them.
+    pub(super) fn refer(
+        &mut self,
+        mask: Mask,
+        start: Peer,
+        complete: bool,
+        usable: impl Fn(&Peer) -> bool,
+        pace: Duration,
+        now: Time,
+    ) -> (Mask, Vec<Holder>) {
+        let around = self.entries.range(start..).chain(self.entries.range(..start)).take(LOOKED_AT);
+        let mut found: Vec<(std::cmp::Reverse<u32>, bool, Time, Peer, Entry)> = around
+            .filter(|(peer, _)| usable(peer))
+            .filter_map(|(peer, entry)| {
+                let fresh = if complete || now.since(entry.heard) > STALE { Mask::NONE } else { entry.coming };
+                let entry = Entry { coming: fresh, ..*entry };
+                let of_use = entry.have.or(fresh).and(mask);
+                let waits = entry.have.and(mask) != of_use;
+                let due = entry.due.max(now);
+                (!of_use.is_empty()).then_some((std::cmp::Reverse(of_use.len()), waits, due, *peer, entry))
+            })
+            .collect();
+        // Whoever is idle soonest; who has all of it before who has some, who has it before who waits for it.
+        found.sort_by_key(|(all, waits, due, peer, _)| {
+            (due.since(now).as_micros() / pace.as_micros().max(1) + u128::from(*waits) * 2, *all, *peer)
+        });
+        found.truncate(MOST_HOLDERS);
+        let covered = found.iter().fold(Mask::NONE, |all, (.., entry)| all.or(entry.have.or(entry.coming))).and(mask);
+        if let Some((.., peer, entry)) = found.first()
+            && let Some(real) = self.entries.get_mut(peer)
+        {
+            real.due = real.due.max(now) + pace * entry.have.or(entry.coming).and(mask).len();
+        }
+        let holder = |(.., due, peer, entry): &(std::cmp::Reverse<u32>, bool, Time, Peer, Entry)| {
+            let backlog = due.since(now).as_micros() / pace.as_micros().max(1);
+            Holder {
+                peer: *peer,
+                have: entry.have,
+                coming: entry.coming,
+                backlog: u8::try_from(backlog).unwrap_or(u8::MAX),
+            }
+        };
+        (covered, found.iter().map(holder).collect())
+    }
+}

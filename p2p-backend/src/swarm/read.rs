@@ -1,0 +1,263 @@
+//! Reading the registry: joined into runs, within its patience, with whose right.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::blob::Via;
+use super::grid::{GROUP, Mask, Object, PIECE, group_of};
+use super::members::Peer;
+use super::message::{Origin, Sum};
+use super::port::{Credential, Event, Failure, Output, ReadEnd, Reading};
+use super::time::Time;
+use super::{Swarm, Timer};
+
+/// A request to a registry.
+#[derive(Debug)]
+struct Run {
+    object: Object,
+    /// What is still to come.
+    pieces: Range<u32>,
+    credential: Credential,
+    /// The piece whose bytes are coming.
+    flowing: Option<u32>,
+}
+
+/// All requests to registries.
+#[derive(Debug, Default)]
+pub(super) struct Register {
+    runs: BTreeMap<Reading, Run>,
+    /// Until when a registry wants to be left alone.
+    rests: BTreeMap<String, Time>,
+    /// When prefetch may read again, within its budget.
+    prefetch: Time,
+}
+
+/// The longest time that a registry is left alone because it, or somebody, says so.
+pub(super) const LONGEST_REST: Duration = Duration::from_secs(60);
+/// How long we do not try a registry that lets us not read an object.
+const DENIED: Duration = Duration::from_secs(300);
+/// How long a registry that failed is left alone, doubled with every time.
+const FAILED: Duration = Duration::from_millis(250);
+/// Failures after which those who wait are told.
+const FAILURES: u8 = 5;
+
+/// Returns the registry of an origin.
+fn registry(origin: &Origin) -> &str {
+    origin.split('/').next().unwrap_or_default()
+}
+
+impl Register {
+    pub(super) fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Tells until when a registry wants to be left alone.
+    pub(super) fn rests(&self, origin: &Origin, now: Time) -> Option<Time> {
+        self.rests.get(registry(origin)).copied().filter(|until| *until > now)
+    }
+
+    /// Leaves a registry alone.
+    pub(super) fn rest(&mut self, origin: &Origin, until: Time) {
+        let rest = self.rests.entry(registry(origin).to_owned()).or_default();
+        *rest = until.max(*rest);
+    }
+
+    /// Takes the time of one piece from the budget of prefetch; tells when to come back if it is used up.
+    pub(super) fn budget(&mut self, rate: u64, now: Time) -> Option<Time> {
+        if rate == 0 {
+            return None;
+        }
+        if self.prefetch > now {
+            return Some(self.prefetch);
+        }
+        // What was not used lately may be used at once, up to a group.
+        let cost = Duration::from_micros(PIECE * 1_000_000 / rate);
+        self.prefetch = self.prefetch.max(now - cost * GROUP) + cost;
+        None
+    }
+
+    /// Whether the bytes of a piece are coming on a request.
+    pub(super) fn flows(&self, reading: Reading, piece: u32) -> bool {
+        self.runs.get(&reading).is_some_and(|run| run.flowing == Some(piece))
+    }
+
+    /// Whether the bytes of a piece are coming.
+    pub(super) fn flowing(&self, object: Object, piece: u32) -> bool {
+        self.runs.values().any(|run| run.object == object && run.flowing == Some(piece))
+    }
+}
+
+impl Swarm {
+    /// Reads a piece, and those behind it in its group that need the same.
+    pub(super) fn read(&mut self, object: Object, piece: u32, credential: Credential) {
+        let Some(blob) = self.blobs.get(&object) else { return };
+        let Some(first) = blob.fetches.get(&piece) else { return };
+        let joins = |other: u32| {
+            let fetch = blob.fetches.get(&other)?;
+            // With spares out, the neighbours have a source already, but need the registry, too.
+            let needs = blob.is_todo(other)
+                || fetch.sources.iter().all(|via| matches!(via, Via::Ask(exchange) if self.is_spare(*exchange)));
+            (needs && fetch.no_peer == first.no_peer && fetch.lessor == first.lessor && !blob.have.has(other))
+                .then_some(())
+        };
+        let last = (group_of(piece) + 1) * GROUP;
+        let end = (piece + 1..last).find(|other| joins(*other).is_none()).unwrap_or(last);
+        let (size, origin) = (blob.size, blob.origin.clone());
+        let reading = Reading(self.number());
+        self.register.runs.insert(reading, Run { object, pieces: piece..end, credential, flowing: None });
+        if let Some(blob) = self.blobs.get_mut(&object) {
+            for piece in piece..end {
+                blob.assign(piece, Via::Read(reading));
+                if let Some(fetch) = blob.fetches.get_mut(&piece) {
+                    fetch.depth = Some(0);
+                    fetch.got = 0;
+                    fetch.mixed = false;
+                }
+            }
+        }
+        self.out.push(Output::Read { reading, object, size, origin, pieces: piece..end, credential });
+    }
+
+    /// A piece came from elsewhere, or is not wanted any more.
+    pub(super) fn drop_from_read(&mut self, reading: Reading, object: Object, piece: u32) {
+        if let Some(blob) = self.blobs.get_mut(&object) {
+            blob.unassign(piece, Via::Read(reading));
+        }
+        let Some(run) = self.register.runs.get_mut(&reading) else { return };
+        let left = run.pieces.clone().any(|piece| {
+            self.blobs
+                .get(&object)
+                .and_then(|blob| blob.fetches.get(&piece))
+                .is_some_and(|fetch| fetch.sources.contains(&Via::Read(reading)))
+        });
+        if !left {
+            self.register.runs.remove(&reading);
+            self.dirty.append(&mut self.starved);
+            self.out.push(Output::StopRead { reading });
+        }
+    }
+
+    pub(super) fn read_bytes(&mut self, reading: Reading, piece: u32, got: u32) {
+        let now = self.now;
+        let Some(run) = self.register.runs.get_mut(&reading) else { return };
+        if !run.pieces.contains(&piece) {
+            return;
+        }
+        let object = run.object;
+        let begins = run.flowing != Some(piece);
+        run.flowing = Some(piece);
+        let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) else { return };
+        fetch.progress = now;
+        fetch.got = got;
+        if !begins {
+            return;
+        }
+        let others: Vec<Via> = fetch.sources.iter().copied().filter(|via| *via != Via::Read(reading)).collect();
+        for via in others {
+            self.let_go(via, object, piece);
+        }
+        self.serve_waiting(object, piece);
+    }
+
+    pub(super) fn read_piece(&mut self, reading: Reading, piece: u32, sum: Sum) {
+        let me = self.me;
+        let Some(run) = self.register.runs.get_mut(&reading) else { return };
+        if !run.pieces.contains(&piece) {
+            return;
+        }
+        run.pieces.start = piece + 1;
+        run.flowing = None;
+        let object = run.object;
+        let Some(blob) = self.blobs.get_mut(&object) else { return };
+        if blob.have.has(piece) {
+            return;
+        }
+        let finding = blob.records.read(piece, me, sum);
+        blob.unassign(piece, Via::Read(reading));
+        self.judge(object, piece, &finding);
+        self.gain(None, object, piece);
+        self.tell(object, piece);
+    }
+
+    pub(super) fn read_ended(&mut self, reading: Reading, end: ReadEnd) {
+        let Some(run) = self.register.runs.remove(&reading) else { return };
+        self.dirty.append(&mut self.starved);
+        let object = run.object;
+        if let Some(piece) = run.flowing {
+            self.abort(object, piece);
+        }
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&object) else { return };
+        let origin = blob.origin.clone();
+        let mut failures = 0;
+        let mut hopeless = Vec::new();
+        for piece in run.pieces.clone() {
+            blob.unassign(piece, Via::Read(reading));
+            let Some(fetch) = blob.fetches.get_mut(&piece) else { continue };
+            // Bytes that nobody signed are not continued by a peer's.
+            fetch.got = 0;
+            fetch.lessor = None;
+            if end == ReadEnd::Failed {
+                fetch.failures = fetch.failures.saturating_add(1);
+                failures = failures.max(fetch.failures);
+                if fetch.failures >= FAILURES {
+                    hopeless.push(piece);
+                }
+            }
+        }
+        match end {
+            ReadEnd::Finished => {}
+            ReadEnd::Denied => match run.credential {
+                Credential::Own => blob.denied = Some(now + DENIED),
+                // A token that was good a moment ago is not any more: it is asked about before it is used again.
+                Credential::Caller(caller) => self.grants.doubt(caller, object, &origin),
+            },
+            ReadEnd::Later(wait) => self.register.rest(&origin, now + wait.min(LONGEST_REST)),
+            ReadEnd::Failed => self.register.rest(&origin, now + FAILED * (1 << failures.min(5)) / 2),
+        }
+        for piece in hopeless {
+            self.fail(object, piece, Failure::Unavailable);
+        }
+        self.dirty.insert(object);
+    }
+
+    /// The registry lets us not read a piece: one who waits here and may is told to; else everybody looks elsewhere.
+    pub(super) fn lease_out(&mut self, object: Object, piece: u32) -> Option<Time> {
+        let now = self.now;
+        let until = now + self.config.lease;
+        let most = self.config.neighbours;
+        if let Some((_, to)) = self.lessee(object, piece) {
+            self.out.push(Output::Count(Event::Lease));
+            if let Some(blob) = self.blobs.get_mut(&object) {
+                blob.ledgers.entry(group_of(piece)).or_default().lease(to, Mask::of(piece), until, now);
+                blob.known.hear(to, most, now).coming.insert(piece);
+            }
+        } else if let Some(blob) = self.blobs.get_mut(&object) {
+            let leased = blob.ledgers.get_mut(&group_of(piece)).map(|ledger| ledger.leased(now)).unwrap_or_default();
+            if !leased.has(piece) {
+                self.refuse_waiting(object, piece);
+            }
+        }
+        let blob = self.blobs.get(&object)?;
+        let waits = blob.waiting.get(&piece).is_some_and(|waiting| !waiting.is_empty());
+        let fetch = blob.fetches.get(&piece)?;
+        if !waits && fetch.wants.is_empty() {
+            self.give_up(object, piece);
+            return None;
+        }
+        Some(now + Duration::from_millis(10))
+    }
+
+    /// The home told us to read a piece in its stead.
+    pub(super) fn take_lease(&mut self, object: Object, piece: u32, lessor: Peer) {
+        if self.token_for(object, piece).is_none() {
+            return;
+        }
+        if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
+            fetch.lessor = Some(lessor);
+        }
+        self.timer(self.now, Timer::Leases);
+        self.dirty.insert(object);
+    }
+}

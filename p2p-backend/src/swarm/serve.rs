@@ -1,0 +1,536 @@
+//! Answering others: what is sent at once, who waits, who is sent on, and in which order the line is used.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::grid::{Mask, Object};
+use super::members::Peer;
+use super::message::{Ask, Frame, HaveMap, MOST_HOLDERS, Manner, Urgency};
+use super::port::{Event, Inbound, Order, Output};
+use super::time::Time;
+use super::{Swarm, Timer};
+
+/// An ask that we are answering.
+#[derive(Debug)]
+pub(super) struct Serving {
+    from: Peer,
+    object: Object,
+    group: u32,
+    manner: Manner,
+    below: u8,
+    offset: u32,
+    urgency: Urgency,
+    can_read: bool,
+    /// Pieces that stand in line to be sent, or are being sent.
+    queued: Mask,
+    /// Pieces that are on their way to us.
+    held: Mask,
+    sending: Option<u32>,
+    since: Time,
+}
+
+impl Serving {
+    fn left(&self) -> Mask {
+        self.queued.or(self.held)
+    }
+}
+
+/// Everybody who is being answered.
+#[derive(Debug)]
+pub(super) struct Counter {
+    serving: BTreeMap<Inbound, Serving>,
+    per_peer: BTreeMap<Peer, u32>,
+    line: BTreeSet<(Reverse<Urgency>, u64, Inbound, u32)>,
+    sending: BTreeMap<Inbound, Time>,
+    /// Those of `sending` that are not slow yet, the oldest first.
+    quick: VecDeque<(Time, Inbound)>,
+    turn: u64,
+    /// Smoothed time between two pieces that we send, when there is always one to send.
+    pace: Duration,
+    last: Time,
+    pub(super) draining: bool,
+}
+
+/// Asks of one member at a time; more are refused, for whoever floods us.
+const MOST_PER_PEER: u32 = 32;
+/// First sign to one who waits; before the others' hedging sets in.
+const FIRST_SIGN: Duration = Duration::from_millis(20);
+/// A pace to begin with: a piece at 1 Gbit/s.
+const PACE: Duration = Duration::from_micros(8500);
+
+impl Counter {
+    pub(super) fn new() -> Self {
+        Self {
+            serving: BTreeMap::new(),
+            per_peer: BTreeMap::new(),
+            line: BTreeSet::new(),
+            sending: BTreeMap::new(),
+            quick: VecDeque::new(),
+            turn: 0,
+            pace: PACE,
+            last: Time::default(),
+            draining: false,
+        }
+    }
+
+    /// Returns the time that a piece takes on our line.
+    pub(super) fn pace(&self) -> Duration {
+        self.pace
+    }
+
+    /// Returns how many pieces we have to send.
+    pub(super) fn backlog(&self) -> u8 {
+        u8::try_from(self.line.len() + self.sending.len()).unwrap_or(u8::MAX)
+    }
+
+    fn sent(&mut self, begun: Time, now: Time) {
+        let took = now.since(begun.max(self.last)).clamp(Duration::from_micros(100), Duration::from_secs(1));
+        self.pace = (self.pace * 7 + took) / 8;
+        self.last = now;
+    }
+}
+
+impl Swarm {
+    pub(super) fn asked_by(&mut self, from: Peer, inbound: Inbound, ask: Ask) {
+        let Ask { object, size, ref origin, group, mask, .. } = ask;
+        let have = self.blobs.get(&object).map(|blob| blob.have.in_group(group)).unwrap_or_default();
+        if self.tombs.has(&object, self.now) || (!mask.without(have).is_empty() && !self.config.reads(origin)) {
+            return self.refuse(inbound, Frame::Denied { mask });
+        }
+        let crowd = self.counter.per_peer.get(&from).copied().unwrap_or(0) >= MOST_PER_PEER
+            || self.counter.serving.len() >= self.config.queue
+            || self.standings.quarantined(&from, self.now);
+        if crowd {
+            return self.refuse(inbound, Frame::Busy { mask });
+        }
+        let fetching = matches!(ask.manner, Manner::Home | Manner::BytesOnly) && !self.counter.draining;
+        if !fetching && !self.blobs.contains_key(&object) {
+            return self.refuse(inbound, Frame::Gone { mask });
+        }
+        self.blob(object, size, origin);
+        *self.counter.per_peer.entry(from).or_default() += 1;
+        let serving = Serving {
+            from,
+            object,
+            group,
+            manner: ask.manner,
+            below: ask.below,
+            offset: ask.offset,
+            urgency: ask.urgency,
+            can_read: ask.can_read,
+            queued: Mask::NONE,
+            held: Mask::NONE,
+            sending: None,
+            since: self.now,
+        };
+        self.counter.serving.insert(inbound, serving);
+        if fetching {
+            self.answer_as_home(inbound, mask, have);
+            if let Some(blob) = self.blobs.get_mut(&object) {
+                blob.ledgers.entry(group).or_default().expect(from, mask, self.now);
+            }
+        } else {
+            self.answer_as_holder(inbound, mask, have);
+        }
+        if self.counter.serving.contains_key(&inbound) {
+            self.timer(self.now + FIRST_SIGN, Timer::Inbound(inbound));
+        }
+    }
+
+    fn refuse(&mut self, inbound: Inbound, frame: Frame) {
+        self.out.push(Output::Answer { inbound, frame });
+        self.out.push(Output::Close { inbound });
+    }
+
+    fn answer_as_holder(&mut self, inbound: Inbound, mask: Mask, have: Mask) {
+        let (mut busy, mut gone) = (Mask::NONE, Mask::NONE);
+        let Some(serving) = self.counter.serving.get(&inbound) else { return };
+        let (object, group, manner) = (serving.object, serving.group, serving.manner);
+        for piece in mask.pieces(group) {
+            let one = Mask::of(piece);
+            if have.has(piece) {
+                // One who was told that we are idle may be late; twice as late is too late.
+                if u32::from(self.counter.backlog()) < 2 * self.config.backlog || manner == Manner::Spare {
+                    self.queue(inbound, piece);
+                } else {
+                    busy = busy.or(one);
+                }
+            } else if self.may_wait(inbound, piece) {
+                self.hold(inbound, piece);
+            } else if self.is_coming(object, piece) {
+                busy = busy.or(one);
+            } else {
+                gone = gone.or(one);
+            }
+        }
+        if !busy.is_empty() {
+            self.out.push(Output::Answer { inbound, frame: Frame::Busy { mask: busy } });
+        }
+        if !gone.is_empty() {
+            self.out.push(Output::Answer { inbound, frame: Frame::Gone { mask: gone } });
+        }
+        self.close_if_done(inbound);
+    }
+
+    fn answer_as_home(&mut self, inbound: Inbound, mask: Mask, have: Mask) {
+        let Some(serving) = self.counter.serving.get(&inbound) else { return };
+        let (object, group, manner, urgency, below) =
+            (serving.object, serving.group, serving.manner, serving.urgency, serving.below);
+        let (mine, missing) = (have.and(mask), mask.without(have));
+        let stays = if manner == Manner::Home { self.refer(inbound, mine, missing) } else { mask };
+        for piece in stays.pieces(group) {
+            if have.has(piece) {
+                self.queue(inbound, piece);
+                continue;
+            }
+            let stand_in = !self.is_home(object, group);
+            if let Some(fetch) = self.begin(object, piece, urgency, Order::InOrder) {
+                fetch.duty = true;
+                // Whoever may not wait behind others is one whose home was lost.
+                fetch.stand_in |= stand_in;
+            }
+            if self.depth_of(object, piece).is_some_and(|depth| depth >= below) {
+                self.out.push(Output::Answer { inbound, frame: Frame::Busy { mask: Mask::of(piece) } });
+            } else {
+                self.hold(inbound, piece);
+            }
+        }
+        self.close_if_done(inbound);
+    }
+
+    /// Sends the asker on, where others can do it better; returns the pieces that stay with us.
+    fn refer(&mut self, inbound: Inbound, mine: Mask, missing: Mask) -> Mask {
+        let mask = mine.or(missing);
+        let Some(serving) = self.counter.serving.get(&inbound) else { return mask };
+        let (object, group, from, below) = (serving.object, serving.group, serving.from, serving.below);
+        let busy = u32::from(self.counter.backlog()) + mine.len() > self.config.backlog;
+        let now = self.now;
+        let start = Peer(std::array::from_fn(|_| self.rng.u8(..)));
+        let crowded = |piece: u32, blob: &super::blob::Blob| {
+            blob.waiting.get(&piece).is_some_and(|waiting| waiting.len() >= self.config.uploads_per_piece)
+        };
+        let Some(blob) = self.blobs.get(&object) else { return mask };
+        // Sent on are: what we have while we are busy, and what we lack where somebody has it, or many wait here already.
+        let full = missing
+            .pieces(group)
+            .filter(|piece| crowded(*piece, blob))
+            .fold(Mask::NONE, |all, piece| all.or(Mask::of(piece)));
+        let leased = self
+            .blobs
+            .get_mut(&object)
+            .and_then(|blob| blob.ledgers.get_mut(&group))
+            .map(|ledger| ledger.leased(now))
+            .unwrap_or_default();
+        let coming = if busy { mine.or(full) } else { full }.or(leased.and(missing));
+        let usable: BTreeSet<Peer> = {
+            let Some(ledger) = self.blobs.get(&object).and_then(|blob| blob.ledgers.get(&group)) else { return mask };
+            ledger.around(start).filter(|peer| *peer != from && self.usable(peer)).collect()
+        };
+        let pace = self.counter.pace();
+        let Some(ledger) = self.blobs.get_mut(&object).and_then(|blob| blob.ledgers.get_mut(&group)) else {
+            return mask;
+        };
+        let mut stays = mask;
+        for (wish, complete) in [(missing.without(coming), true), (coming, below < u8::MAX)] {
+            if wish.is_empty() {
+                continue;
+            }
+            let (covered, holders) = ledger.refer(wish, start, complete, |peer| usable.contains(peer), pace, now);
+            let referred = covered.and(wish);
+            if !referred.is_empty() {
+                stays = stays.without(referred);
+                self.out.push(Output::Answer { inbound, frame: Frame::Refer { mask: referred, holders } });
+                self.out.push(Output::Count(Event::Referral));
+            }
+        }
+        stays
+    }
+
+    fn is_home(&mut self, object: Object, group: u32) -> bool {
+        let homes = self.homes(object, group);
+        let first = |line: &[Peer]| line.iter().find(|peer| **peer == self.me || self.usable(peer)) == Some(&self.me);
+        first(&homes.zone) || first(&homes.all)
+    }
+
+    fn is_coming(&self, object: Object, piece: u32) -> bool {
+        self.blobs.get(&object).is_some_and(|blob| blob.fetches.contains_key(&piece))
+    }
+
+    /// Returns how deep we stand for a piece that is on its way to us, if we know.
+    fn depth_of(&self, object: Object, piece: u32) -> Option<u8> {
+        self.blobs.get(&object)?.fetches.get(&piece)?.depth
+    }
+
+    /// Whether an asker may wait here for a piece on its way to us: few others do, and we stand above all that it ever said.
+    fn may_wait(&self, inbound: Inbound, piece: u32) -> bool {
+        let Some(serving) = self.counter.serving.get(&inbound) else { return false };
+        let Some(depth) = self.depth_of(serving.object, piece) else { return false };
+        let waiting = self.blobs.get(&serving.object).and_then(|blob| blob.waiting.get(&piece)).map_or(0, Vec::len);
+        depth < serving.below && waiting < self.config.uploads_per_piece
+    }
+
+    fn queue(&mut self, inbound: Inbound, piece: u32) {
+        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
+        serving.queued = serving.queued.or(Mask::of(piece));
+        serving.held = serving.held.without(Mask::of(piece));
+        self.counter.turn += 1;
+        self.counter.line.insert((Reverse(serving.urgency), self.counter.turn, inbound, piece));
+    }
+
+    fn hold(&mut self, inbound: Inbound, piece: u32) {
+        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
+        serving.held = serving.held.or(Mask::of(piece));
+        let object = serving.object;
+        if let Some(blob) = self.blobs.get_mut(&object) {
+            blob.waiting.entry(piece).or_default().push(inbound);
+            // Now somebody relies on where we stand.
+            if let Some(fetch) = blob.fetches.get_mut(&piece)
+                && let Some(depth) = fetch.depth
+            {
+                fetch.ceiling = fetch.ceiling.min(depth);
+            }
+        }
+        if self.register.flowing(object, piece) {
+            self.serve_waiting(object, piece);
+        }
+    }
+
+    /// A piece is here, or flows from the registry: those who waited for it stand in line.
+    pub(super) fn serve_waiting(&mut self, object: Object, piece: u32) {
+        let waiting = self.blobs.get_mut(&object).and_then(|blob| blob.waiting.remove(&piece));
+        for inbound in waiting.into_iter().flatten() {
+            self.queue(inbound, piece);
+        }
+    }
+
+    /// A piece will not come: those who waited for it look elsewhere.
+    pub(super) fn refuse_waiting(&mut self, object: Object, piece: u32) {
+        let waiting = self.blobs.get_mut(&object).and_then(|blob| blob.waiting.remove(&piece));
+        for inbound in waiting.into_iter().flatten() {
+            self.stop_holding(inbound, piece, Frame::Busy { mask: Mask::of(piece) });
+        }
+    }
+
+    fn stop_holding(&mut self, inbound: Inbound, piece: u32, frame: Frame) {
+        if let Some(serving) = self.counter.serving.get_mut(&inbound) {
+            serving.held = serving.held.without(Mask::of(piece));
+            self.out.push(Output::Answer { inbound, frame });
+        }
+        self.close_if_done(inbound);
+    }
+
+    /// Returns the first who waits for a piece and may read the registry; it waits no more.
+    pub(super) fn lessee(&mut self, object: Object, piece: u32) -> Option<(Inbound, Peer)> {
+        let blob = self.blobs.get_mut(&object)?;
+        let waiting = blob.waiting.get_mut(&piece)?;
+        let able = |inbound: &Inbound| self.counter.serving.get(inbound).is_some_and(|serving| serving.can_read);
+        let inbound = waiting.remove(waiting.iter().position(able)?);
+        let from = self.counter.serving.get(&inbound)?.from;
+        self.stop_holding(inbound, piece, Frame::Lease { mask: Mask::of(piece) });
+        Some((inbound, from))
+    }
+
+    fn close_if_done(&mut self, inbound: Inbound) {
+        if self.counter.serving.get(&inbound).is_some_and(|serving| serving.left().is_empty()) {
+            self.out.push(Output::Close { inbound });
+            self.remove(inbound);
+        }
+    }
+
+    fn remove(&mut self, inbound: Inbound) {
+        let Some(serving) = self.counter.serving.remove(&inbound) else { return };
+        if let Some(count) = self.counter.per_peer.get_mut(&serving.from) {
+            *count -= 1;
+            if *count == 0 {
+                self.counter.per_peer.remove(&serving.from);
+            }
+        }
+        if !serving.queued.is_empty() {
+            self.counter.line.retain(|(_, _, other, _)| *other != inbound);
+        }
+        self.counter.sending.remove(&inbound);
+        for piece in serving.held.pieces(serving.group) {
+            let Some(blob) = self.blobs.get_mut(&serving.object) else { continue };
+            let Some(waiting) = blob.waiting.get_mut(&piece) else { continue };
+            waiting.retain(|other| *other != inbound);
+            if waiting.is_empty() {
+                blob.waiting.remove(&piece);
+                let idle = blob.fetches.get_mut(&piece).is_some_and(|fetch| {
+                    fetch.duty = false;
+                    fetch.wants.is_empty() && fetch.got == 0
+                });
+                if idle {
+                    self.give_up(serving.object, piece);
+                }
+            }
+        }
+        if self.counter.draining {
+            self.drained();
+        }
+    }
+
+    pub(super) fn hung(&mut self, inbound: Inbound) {
+        self.remove(inbound);
+    }
+
+    /// Begins to send, as far as the line allows.
+    pub(super) fn upload(&mut self) {
+        let now = self.now;
+        while let Some((begun, inbound)) = self.counter.quick.front().copied() {
+            let over = self.counter.sending.get(&inbound) != Some(&begun);
+            if !over && now.since(begun) < self.config.slow_upload {
+                break;
+            }
+            self.counter.quick.pop_front();
+        }
+        while self.counter.quick.len() < self.config.uploads && self.counter.sending.len() < self.config.most_uploads {
+            let free = |(_, _, inbound, _): &&(Reverse<Urgency>, u64, Inbound, u32)| {
+                !self.counter.sending.contains_key(inbound)
+            };
+            let Some(next) = self.counter.line.iter().find(free).copied() else { return };
+            self.counter.line.remove(&next);
+            let (_, _, inbound, piece) = next;
+            self.send(inbound, piece);
+        }
+        if !self.counter.line.is_empty()
+            && let Some((begun, _)) = self.counter.quick.front()
+        {
+            let at = *begun + self.config.slow_upload;
+            self.timer(at, Timer::Upload);
+        }
+    }
+
+    fn send(&mut self, inbound: Inbound, piece: u32) {
+        let now = self.now;
+        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
+        let (object, offset) = (serving.object, serving.offset);
+        let here = self.blobs.get(&object).is_some_and(|blob| blob.have.has(piece));
+        if !here && !self.register.flowing(object, piece) {
+            // It was lost while the asker stood in line.
+            serving.queued = serving.queued.without(Mask::of(piece));
+            self.out.push(Output::Answer { inbound, frame: Frame::Gone { mask: Mask::of(piece) } });
+            self.close_if_done(inbound);
+            return;
+        }
+        serving.sending = Some(piece);
+        self.counter.sending.insert(inbound, now);
+        self.counter.quick.push_back((now, inbound));
+        let map = Frame::Map(self.have_map(object));
+        self.out.push(Output::Send { inbound, object, piece, offset, map });
+    }
+
+    fn have_map(&mut self, object: Object) -> HaveMap {
+        let backlog = self.counter.backlog();
+        let skip = self.rng.usize(..self.config.neighbours.max(1));
+        let Some(blob) = self.blobs.get(&object) else { return HaveMap::default() };
+        if blob.withdrawn.is_some() {
+            return HaveMap::default();
+        }
+        let coming = blob.fetches.iter().filter(|(_, fetch)| fetch.depth.is_some()).map(|(piece, _)| *piece).collect();
+        let known: Vec<_> =
+            blob.known.iter().filter(|(peer, other)| !other.have.is_empty() && self.usable(peer)).collect();
+        let others = known.iter().cycle().skip(skip).take(MOST_HOLDERS.min(known.len()));
+        let others = others.map(|(peer, neighbour)| (**peer, neighbour.have.clone())).collect();
+        HaveMap { have: blob.have.clone(), coming, backlog, others }
+    }
+
+    pub(super) fn sent(&mut self, inbound: Inbound, piece: u32) {
+        let now = self.now;
+        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
+        if serving.sending != Some(piece) {
+            return;
+        }
+        serving.sending = None;
+        serving.queued = serving.queued.without(Mask::of(piece));
+        serving.since = now;
+        let (object, from, group, home) =
+            (serving.object, serving.from, serving.group, serving.manner != Manner::Holder);
+        if let Some(begun) = self.counter.sending.remove(&inbound) {
+            self.counter.sent(begun, now);
+        }
+        if let Some(blob) = self.blobs.get_mut(&object) {
+            if home && let Some(ledger) = blob.ledgers.get_mut(&group) {
+                ledger.has(from, Mask::of(piece), false, now);
+            }
+            if let Some(neighbour) = blob.known.get_mut(&from) {
+                neighbour.have.insert(piece);
+            }
+        }
+        self.close_if_done(inbound);
+    }
+
+    /// A piece that was flowing from the registry broke off: whoever was being sent it is told by a broken connection.
+    pub(super) fn abort(&mut self, object: Object, piece: u32) {
+        let broken: Vec<Inbound> = self
+            .counter
+            .serving
+            .iter()
+            .filter(|(_, serving)| serving.object == object && serving.sending == Some(piece))
+            .map(|(inbound, _)| *inbound)
+            .collect();
+        for inbound in broken {
+            self.out.push(Output::Abort { inbound });
+            self.remove(inbound);
+        }
+    }
+
+    /// Tells one who waits that it is not in vain, or that it is.
+    pub(super) fn watch_inbound(&mut self, inbound: Inbound) {
+        let Some(serving) = self.counter.serving.get(&inbound) else { return };
+        let (object, group, below, held, queued) =
+            (serving.object, serving.group, serving.below, serving.held, serving.queued);
+        if serving.sending.is_none() && self.now.since(serving.since) >= FIRST_SIGN {
+            let retry_after = self.blobs.get(&object).and_then(|blob| self.register.rests(&blob.origin, self.now));
+            let retry_after =
+                retry_after.map_or(0, |until| u32::try_from(until.since(self.now).as_millis()).unwrap_or(u32::MAX));
+            let mut by_depth = BTreeMap::<u8, Mask>::new();
+            for piece in held.pieces(group) {
+                // Whoever may read the registry, and only waits until it may be read, reads it.
+                let depth = self.depth_of(object, piece).or((retry_after > 0).then_some(0));
+                match depth {
+                    Some(depth) if depth < below => {
+                        let mask = by_depth.entry(depth).or_default();
+                        *mask = mask.or(Mask::of(piece));
+                        if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
+                            fetch.ceiling = fetch.ceiling.min(depth);
+                        }
+                    }
+                    // We do not know where we stand, or not above the asker: let nobody rely on it.
+                    _ => {
+                        if let Some(waiting) = self.blobs.get_mut(&object).and_then(|blob| blob.waiting.get_mut(&piece))
+                        {
+                            waiting.retain(|other| *other != inbound);
+                        }
+                        self.stop_holding(inbound, piece, Frame::Busy { mask: Mask::of(piece) });
+                    }
+                }
+            }
+            for (depth, mask) in by_depth {
+                let frame = Frame::Pending { mask, depth: Some(depth), retry_after };
+                self.out.push(Output::Answer { inbound, frame });
+            }
+            if !queued.is_empty() {
+                self.out.push(Output::Answer {
+                    inbound,
+                    frame: Frame::Pending { mask: queued, depth: None, retry_after: 0 },
+                });
+            }
+        }
+        if self.counter.serving.contains_key(&inbound) {
+            self.timer(self.now + self.config.pending, Timer::Inbound(inbound));
+        }
+    }
+
+    /// Whether an object is being sent to anybody.
+    pub(super) fn is_sending(&self, object: &Object) -> bool {
+        self.counter.serving.values().any(|serving| serving.object == *object)
+    }
+
+    /// Says that we are done, if we leave and nobody waits any more.
+    pub(super) fn drained(&mut self) {
+        if self.counter.serving.is_empty() {
+            self.out.push(Output::Drained);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! How others stand with us: dead for now, in quarantine, or just slow.
+//!
+//! Death is our own opinion and short: the membership protocol needs a quarter of a minute to say so, and a read cannot wait.
+//! Quarantine is for evidence that we have ourselves: bytes that are not what their sender said, a signature under a hash
+//! that the registry refutes, two signatures under different hashes. Nobody is accused on hearsay.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::members::Peer;
+use super::time::Time;
+
+/// How a peer stands with us.
+#[derive(Debug, Default)]
+struct Standing {
+    dead_until: Time,
+    quarantined_until: Time,
+    /// When we last heard of it on any exchange.
+    heard: Time,
+}
+
+/// How everybody stands with us.
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    peers: BTreeMap<Peer, Standing>,
+    /// Smoothed time to the first sign of an answer.
+    answer: Duration,
+}
+
+impl Standings {
+    /// Notes a sign of life; an answer to what we asked ends a death that we had only guessed.
+    pub(super) fn heard(&mut self, peer: Peer, now: Time) {
+        let standing = self.peers.entry(peer).or_default();
+        standing.heard = now;
+        standing.dead_until = Time::default();
+    }
+
+    /// Notes how long a peer took to the first sign of an answer.
+    pub(super) fn answered(&mut self, after: Duration) {
+        self.answer = if self.answer.is_zero() { after } else { (self.answer * 7 + after) / 8 };
+    }
+
+    /// Returns how long an answer may take before somebody else is asked, too.
+    pub(super) fn hedge(&self, least: Duration) -> Duration {
+        least.max(self.answer * 3)
+    }
+
+    /// Notes that a peer refused, or was silent.
+    pub(super) fn dead(&mut self, peer: Peer, until: Time) {
+        self.peers.entry(peer).or_default().dead_until = until;
+    }
+
+    /// Puts a peer in quarantine; tells whether it was not there yet.
+    pub(super) fn quarantine(&mut self, peer: Peer, now: Time, until: Time) -> bool {
+        let standing = self.peers.entry(peer).or_default();
+        let new = standing.quarantined_until <= now;
+        standing.quarantined_until = until;
+        new
+    }
+
+    /// Whether a peer is in quarantine.
+    pub(super) fn quarantined(&self, peer: &Peer, now: Time) -> bool {
+        self.peers.get(peer).is_some_and(|standing| standing.quarantined_until > now)
+    }
+
+    /// Whether a peer may be asked.
+    pub(super) fn usable(&self, peer: &Peer, now: Time) -> bool {
+        self.peers.get(peer).is_none_or(|standing| standing.dead_until <= now && standing.quarantined_until <= now)
+    }
+
+    /// Forgets what is over, and who is no member and not in quarantine.
+    pub(super) fn tidy(&mut self, now: Time, member: impl Fn(&Peer) -> bool) {
+        self.peers.retain(|peer, standing| standing.quarantined_until > now || member(peer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_death_is_short_and_ends_with_a_sign_of_life() {
+        let mut standings = Standings::default();
+        let (peer, now) = (Peer([1; 32]), Time(1_000_000));
+        standings.dead(peer, now + Duration::from_secs(20));
+        assert!(!standings.usable(&peer, now));
+        assert!(standings.usable(&peer, now + Duration::from_secs(20)));
+        standings.heard(peer, now);
+        assert!(standings.usable(&peer, now));
+    }
+
+    #[test]
+    fn a_quarantine_outlives_signs_of_life_and_membership() {
+        let mut standings = Standings::default();
+        let (peer, now) = (Peer([1; 32]), Time(1_000_000));
+        let end = now + Duration::from_secs(3600);
+        assert!(standings.quarantine(peer, now, end));
+        assert!(!standings.quarantine(peer, now, end), "that is no news");
+        standings.heard(peer, now);
+        standings.tidy(now, |_| false);
+        assert!(!standings.usable(&peer, now) && standings.quarantined(&peer, now));
+        assert!(standings.usable(&peer, end));
+    }
+
+    #[test]
+    fn slow_answers_put_hedging_off() {
+        let mut standings = Standings::default();
+        let least = Duration::from_millis(30);
+        assert_eq!(standings.hedge(least), least);
+        (0..50).for_each(|_| standings.answered(Duration::from_millis(40)));
+        assert!(standings.hedge(least) > Duration::from_millis(110));
+    }
+}
