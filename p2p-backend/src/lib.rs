@@ -12,6 +12,8 @@ pub mod memory;
 pub mod metrics;
 #[cfg(feature = "mirror")]
 pub mod mirror;
+#[cfg(feature = "node")]
+pub mod node;
 pub mod registry;
 pub mod route;
 #[cfg(feature = "swarm")]
