@@ -66,7 +66,7 @@ pub enum Codec {
     Lz4Block,
     /// One zstd frame.
     Zstd,
-    /// One gzip member.
+    /// The beginning of one gzip member, or all of it.
     Gzip,
     /// A part of a gzip stream, entered at random-access point `context`, `offset` bytes into what it inflates to.
     Zran {

@@ -14,6 +14,7 @@ pub mod chunk;
 pub mod cipher;
 pub mod codec;
 pub mod digest;
+pub mod estargz;
 pub mod flags;
 mod record;
 pub mod tree;

@@ -17,7 +17,7 @@ use super::{cache, open};
 use crate::bootstrap::{self, Blob, Style};
 use crate::dictionary::Dictionary;
 use crate::layer::stream::{self, Packing};
-use crate::layer::{Layer, Rules, reference};
+use crate::layer::{Layer, Rules, estargz, reference};
 use crate::overlay;
 use crate::pack::{Packer, Pool, Recipe};
 use crate::source::directory::{self, Whiteouts};
@@ -33,6 +33,15 @@ pub enum Source {
     Reference,
     /// A tar that is mounted as it is.
     RawTar,
+    /// The table of contents of an eStargz layer, whose files stay where they are.
+    Toc {
+        /// Where the layer's chunks end, in bytes.
+        data_size: u64,
+        /// The chunk size that the image shall have; that of the layer, or of its parent, otherwise.
+        chunk_size: Option<u32>,
+        /// Whether what is made is an image. It is a layer for a later merge otherwise, which keeps its whiteouts.
+        image: bool,
+    },
 }
 
 /// What is made of the patterns of files that are needed first.
@@ -111,7 +120,23 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     let begun = Instant::now();
     let mut trace = Trace::default();
     let mut dictionary = Dictionary::default();
-    let parent = request.parent.as_deref().map(|path| parent(path, &mut dictionary, request.recipe)).transpose()?;
+    let below = request.parent.as_deref().map(open).transpose()?;
+    let (toc, request) = match request.source {
+        Source::Toc { chunk_size, .. } => {
+            let context = || format!("reading the table of contents {}", request.path.display());
+            let toc =
+                estargz::Toc::parse(&std::fs::read(&request.path).with_context(context)?).with_context(context)?;
+            let wanted = chunk_size.or_else(|| below.as_ref().map(Bootstrap::chunk_size));
+            let recipe = Recipe { chunk_size: toc.chunk_size(wanted)?, ..request.recipe };
+            (Some(toc), &Request { recipe, ..request.clone() })
+        }
+        _ => (None, request),
+    };
+    let parent = match (&request.parent, &below) {
+        (Some(path), Some(image)) => Some(parent(path, image, &mut dictionary, request.recipe)?),
+        _ => None,
+    };
+    drop(below);
     if let Some(path) = &request.dictionary {
         let image = open(path)?;
         let context = || format!("using {} as a chunk dictionary", path.display());
@@ -119,13 +144,26 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     }
     let dictionary = Arc::new(dictionary);
     let (out, place) = open_blob(&request.blob)?;
-    let Packed { layer, sealed, info, chunks } =
-        read(request, &dictionary, parent.is_none(), BufWriter::with_capacity(256 << 10, out))?;
+    let lowest = parent.is_none();
+    let Packed { layer, sealed, info, chunks } = match (toc, request.source) {
+        (Some(toc), Source::Toc { data_size, image, .. }) => {
+            let rules = match (image, lowest) {
+                (false, _) => Rules::Alone,
+                (true, true) => Rules::Lowest,
+                (true, false) => Rules::Upper,
+            };
+            let id = request.blob_id.clone().context("--blob-id is needed: the name of the layer")?;
+            let raw = toc.layer(rules, id, data_size).with_context(|| format!("reading {}", request.path.display()))?;
+            Packed { layer: raw.layer, sealed: None, info: raw.info, chunks: raw.chunks }
+        }
+        _ => read(request, &dictionary, lowest, BufWriter::with_capacity(256 << 10, out))?,
+    };
     trace.took("build_tree", begun.elapsed());
 
     let writing = Instant::now();
     let inline = request.bootstrap == BootstrapPlace::Inline;
-    let (tree, used) = lay(layer, parent, &dictionary)?;
+    let marked = !matches!(request.source, Source::Toc { image: true, .. });
+    let (tree, used) = lay(layer, parent, &dictionary, marked)?;
     let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: &chunks });
     let mut blobs = Vec::new();
     for number in used {
@@ -185,12 +223,16 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     Ok(Report::new(bootstrap_path.as_deref(), &ids, request.recipe.version, request.recipe.compressor, trace))
 }
 
-/// Reads the image below, and adds its blobs to the dictionary.
-fn parent(path: &Path, dictionary: &mut Dictionary, recipe: Recipe) -> anyhow::Result<Parent> {
-    let image: Bootstrap<Vec<u8>> = open(path)?;
+/// Takes the image below, and adds its blobs to the dictionary.
+fn parent(
+    path: &Path,
+    image: &Bootstrap<Vec<u8>>,
+    dictionary: &mut Dictionary,
+    recipe: Recipe,
+) -> anyhow::Result<Parent> {
     let context = || format!("using {} as parent", path.display());
-    dictionary.add(&image, recipe).with_context(context)?;
-    let mut layer = Layer::of_image(&image).with_context(context)?;
+    dictionary.add(image, recipe).with_context(context)?;
+    let mut layer = Layer::of_image(image).with_context(context)?;
     for id in bootstrap::nodes(&layer.tree) {
         if let NodeKind::Regular { chunks, .. } = &mut layer.tree.node_mut(id).kind {
             chunks.iter_mut().for_each(|chunk| chunk.blob += 1);
@@ -199,13 +241,21 @@ fn parent(path: &Path, dictionary: &mut Dictionary, recipe: Recipe) -> anyhow::R
     Ok(Parent { layer, blobs: image.blobs().len() })
 }
 
-/// Lays the new layer on its parent, if it has one, and numbers the blobs that files use.
+/// Lays the new layer on its parent, if it has one, and numbers the blobs that files use. Without a parent implied
+/// directories are marked, if a later merge shall find them `marked`.
 ///
 /// Returns the tree and, in their order, the blobs as bodies number them.
-fn lay(mut layer: Layer, parent: Option<Parent>, dictionary: &Dictionary) -> anyhow::Result<(Tree, Vec<u16>)> {
+fn lay(
+    mut layer: Layer,
+    parent: Option<Parent>,
+    dictionary: &Dictionary,
+    marked: bool,
+) -> anyhow::Result<(Tree, Vec<u16>)> {
     let known = u16::try_from(dictionary.blobs().len()).context("too many blobs")?;
     let Some(parent) = parent else {
-        layer.mark_implied();
+        if marked {
+            layer.mark_implied();
+        }
         let same: Vec<u16> = (0..=known).collect();
         let order = bootstrap::number_blobs(&mut layer.tree, &same, &[]);
         return Ok((layer.tree, order));
@@ -243,6 +293,7 @@ fn read<W: Write>(request: &Request, dictionary: &Arc<Dictionary>, lowest: bool,
             let raw = reference::read_raw(open()?, Rules::Alone, chunk_size).with_context(context)?;
             Ok(Packed { layer: raw.layer, sealed: None, info: raw.info, chunks: raw.chunks })
         }
+        Source::Toc { .. } => unreachable!("a table of contents is read before the layers below"),
         Source::Directory(_) | Source::Tar => {
             let pool = Pool::for_this_machine().context("starting worker threads")?;
             let packer = Packer::new(&pool, request.recipe, dictionary, request.form(), out)?;

@@ -20,7 +20,7 @@ use crate::tar::{Archive, TarError};
 use crate::zran::Indexer;
 
 /// Plain addresses of chunks are multiples of this.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// Why a layer cannot be referred to.
 #[derive(Debug, thiserror::Error)]
@@ -129,12 +129,12 @@ fn finish<R: Read>(mut input: BufReader<Hashing<R>>) -> Result<(Digest, u64), Re
     Ok((hashing.finish().1, size))
 }
 
-/// A raw tar that is a blob itself.
+/// A layer that is a blob as it is.
 #[derive(Debug)]
 pub struct Raw {
     /// The tree; its files refer to blob 0.
     pub layer: Layer,
-    /// What a bootstrap says of the tar; `None` if it holds no data.
+    /// What a bootstrap says of the blob; `None` if it holds no data.
     pub info: Option<BlobInfo>,
     /// Where the files are in it.
     pub chunks: Vec<Chunk>,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use nydus_convert::chunk_size::{BatchSize, ChunkSize};
 use nydus_convert::image::create::{self, BlobPlace, BootstrapPlace, Source};
@@ -11,6 +11,9 @@ use nydus_convert::source::directory::Whiteouts;
 use nydus_rafs::{Algorithm, BlobId, Compressor, Version};
 
 use crate::{PrefetchPolicy, dictionary, patterns, say};
+
+/// Where the data of a layer may end at most: positions of stored chunks have 40 bits.
+const LARGEST: u64 = 1 << 40;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
@@ -74,7 +77,7 @@ pub(crate) struct Create {
     /// Name of the blob [default: its digest]
     #[arg(long)]
     blob_id: Option<BlobId>,
-    /// Size of the data of an estargztoc-ref blob (not supported yet)
+    /// Where the data of an estargztoc-ref layer ends, in bytes, hexadecimal
     #[arg(long)]
     blob_data_size: Option<String>,
     #[arg(long, default_value = "0", hide = true)]
@@ -165,13 +168,17 @@ fn recipe(flags: &Create, source: Source) -> anyhow::Result<Recipe> {
         recipe.compressor = Compressor::None;
     }
     let packed = matches!(source, Source::Directory(_) | Source::Tar);
+    let toc = matches!(source, Source::Toc { .. });
     if !packed {
         // The layer is what it is; the flags that say so otherwise are taken and change nothing, as always.
-        recipe.compressor = if source == Source::Reference { Compressor::Gzip } else { Compressor::None };
+        recipe.compressor = if source == Source::RawTar { Compressor::None } else { Compressor::Gzip };
         recipe.algorithm = Algorithm::Sha256;
     }
     let refused = [
-        (!packed && recipe.version == Version::V5, "--fs-version 5 cannot describe an original layer: version 6 can"),
+        (
+            !packed && !toc && recipe.version == Version::V5,
+            "--fs-version 5 cannot describe an original layer: version 6 can",
+        ),
         (!packed && recipe.encrypt, "--encrypt needs a blob of its own: the original layer stays as it is"),
         (
             recipe.batch_size.is_some() && !packed,
@@ -196,13 +203,14 @@ fn recipe(flags: &Create, source: Source) -> anyhow::Result<Recipe> {
         ),
         (!packed && flags.prefetch_policy == PrefetchPolicy::Blob, "--prefetch-policy blob needs a blob of its own"),
         (
-            !packed && (flags.chunk_dict.is_some() || flags.parent_bootstrap.is_some()),
+            !packed && !toc && (flags.chunk_dict.is_some() || flags.parent_bootstrap.is_some()),
             "--chunk-dict and --parent-bootstrap need a blob of its own: the original layer stays as it is",
         ),
-        (!packed && flags.blob_id.is_some(), "--blob-id names no original layer: its digest does"),
+        (!packed && !toc && flags.blob_id.is_some(), "--blob-id names no original layer: its digest does"),
         (
-            source == Source::RawTar && (flags.blob_inline_meta || !flags.features.is_empty() || flags.blob.is_some()),
-            "--type tar-tarfs makes no blob: --blob, --blob-inline-meta and --features do not go with it",
+            (source == Source::RawTar || toc)
+                && (flags.blob_inline_meta || !flags.features.is_empty() || flags.blob.is_some()),
+            "--type tar-tarfs and estargztoc-ref make no blob: --blob, --blob-inline-meta and --features do not go with it",
         ),
     ];
     match refused.into_iter().find(|&(refused, _)| refused) {
@@ -211,11 +219,26 @@ fn recipe(flags: &Create, source: Source) -> anyhow::Result<Recipe> {
     }
 }
 
+/// What the flags say of a table of contents.
+fn toc(flags: &Create) -> anyhow::Result<Source> {
+    let data_size = match flags.blob_data_size.as_deref() {
+        None => LARGEST,
+        Some(text) => u64::from_str_radix(text.trim_start_matches("0x"), 16)
+            .ok()
+            .filter(|&size| size <= LARGEST)
+            .with_context(|| format!("invalid value '{text}' for '--blob-data-size <blob-data-size>': hexadecimal digits are wanted, at most {LARGEST:x}"))?,
+    };
+    if flags.blob_id.is_none() {
+        bail!("'--blob-id <id>' is missing for '--type estargztoc-ref'");
+    }
+    let chunk_size = flags.chunk_size.as_deref().map(str::parse).transpose()?.map(ChunkSize::bytes);
+    Ok(Source::Toc { data_size, chunk_size, image: flags.whiteout_spec != WhiteoutSpec::None })
+}
+
 /// Runs the command.
 pub(crate) fn run(flags: Create) -> anyhow::Result<()> {
     first([
         ("--external-blob", flags.external_blob.is_some()),
-        ("--blob-data-size", flags.blob_data_size.is_some()),
         ("--blob-offset", flags.blob_offset != "0"),
         ("--attributes", flags.attributes.is_some()),
     ])?;
@@ -228,10 +251,7 @@ pub(crate) fn run(flags: Create) -> anyhow::Result<()> {
         Kind::TarRafs | Kind::TargzRafs | Kind::EstargzRafs => Source::Tar,
         Kind::TargzRef | Kind::EstargzRef => Source::Reference,
         Kind::TarTarfs => Source::RawTar,
-        Kind::EstargztocRef | Kind::StargzIndex => {
-            let kind = flags.kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            bail!("--type {kind} is not supported yet")
-        }
+        Kind::EstargztocRef | Kind::StargzIndex => toc(&flags)?,
     };
     let recipe = recipe(&flags, source)?;
     let prefetch = patterns(flags.prefetch_policy)?;
@@ -247,7 +267,7 @@ pub(crate) fn run(flags: Create) -> anyhow::Result<()> {
         (None, None, _) if bootstrap == BootstrapPlace::Inline => {
             bail!("--blob or --blob-dir is needed with --blob-inline-meta")
         }
-        (None, None, _) if source == Source::RawTar => BlobPlace::Nowhere,
+        (None, None, _) if matches!(source, Source::RawTar | Source::Toc { .. }) => BlobPlace::Nowhere,
         (None, None, _) => bail!("--blob or --blob-dir is needed"),
     };
     let request = create::Request {

@@ -214,3 +214,50 @@ fn a_cache_holds_plain_chunks_at_their_plain_addresses() {
     let meta = fs::read(dir.path().join(format!("{}.blob.meta", report.blobs[0]))).unwrap();
     assert_eq!(meta.len(), 8192, "the table in a page, and its header");
 }
+
+#[test]
+fn layers_known_from_their_tables_of_contents_are_laid_on_one_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, offset: u64| {
+        serde_json::json!({"name": name, "type": "reg", "size": 5, "mode": 0o644, "offset": offset,
+            "chunkDigest": format!("sha256:{}", Algorithm::Sha256.digest(name.as_bytes()))})
+    };
+    let layers = [
+        vec![
+            serde_json::json!({"name": "d/", "type": "dir", "mode": 0o1777}),
+            file("d/a", 0),
+            file("d/b", 100),
+            serde_json::json!({"name": ".wh.nothing", "type": "reg"}),
+        ],
+        vec![serde_json::json!({"name": "d/.wh.a", "type": "reg"}), file("d/c", 0), file("e/f", 50)],
+    ];
+    let mut parent = None;
+    for (number, entries) in layers.into_iter().enumerate() {
+        let toc = dir.path().join(format!("toc{number}"));
+        fs::write(&toc, serde_json::json!({"version": 1, "entries": entries}).to_string()).unwrap();
+        let source = Source::Toc { data_size: 1000, chunk_size: None, image: true };
+        let bootstrap = dir.path().join(format!("boot{number}"));
+        let request = Request {
+            blob: BlobPlace::Nowhere,
+            bootstrap: BootstrapPlace::File(bootstrap.clone()),
+            blob_id: Some(Algorithm::Sha256.digest(&[number as u8]).into()),
+            recipe: Recipe { compressor: Compressor::Gzip, algorithm: Algorithm::Sha256, ..Recipe::default() },
+            parent,
+            ..request(source, &toc, dir.path())
+        };
+        assert_eq!(create(&request).unwrap().blobs.len(), number + 1);
+        parent = Some(bootstrap);
+    }
+    let image = Bootstrap::open(fs::read(parent.unwrap()).unwrap()).unwrap();
+    let tree = Tree::read(&image).unwrap();
+    let names = |id| tree.children(id).unwrap().keys().map(|name| name.to_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(names(Tree::ROOT), ["d", "e"]);
+    let d = tree.children(Tree::ROOT).unwrap()[std::ffi::OsStr::new("d")];
+    let e = tree.children(Tree::ROOT).unwrap()[std::ffi::OsStr::new("e")];
+    assert_eq!((names(d), tree.node(d).stat.permissions), (vec!["b", "c"], 0o1777));
+    assert!(tree.node(e).xattrs.is_empty(), "nothing tells that the directory was implied");
+    let places = [(0, 100..1000), (1, 0..50), (1, 50..1000)];
+    let found = (0..2)
+        .flat_map(|blob| image.chunks(blob).unwrap().all().to_vec().into_iter().map(move |chunk| (blob, chunk.stored)));
+    assert_eq!(found.collect::<Vec<_>>(), places);
+}
