@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use nydus_rafs::bootstrap::Bootstrap;
 
-/// Where it may be, the usual place first.
-const PLACES: [&str; 2] = ["image/image.boot", "image.boot"];
+/// Where it usually is.
+pub const PLACE: &str = "image/image.boot";
+
+/// Where it may be.
+const PLACES: [&str; 2] = [PLACE, "image.boot"];
 
 /// Where a version 6 superblock begins, and how.
 const V6_AT: usize = 1024;

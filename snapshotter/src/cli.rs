@@ -18,7 +18,7 @@ pub struct Cli {
     /// Configuration file, TOML; flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Accepted and not used: images are not built here
+    /// The nydus-image program, which makes the metadata of eStargz layers [default: beside this program, else on PATH]
     #[arg(long, value_name = "FILE")]
     pub nydus_image: Option<PathBuf>,
     /// The nydusd program [default: beside this program, else on PATH]
@@ -67,7 +67,7 @@ const RETIRED: [Retired; 18] = [
     retired("async-remove", false, None),
     retired("sync-remove", false, None),
     retired("nydusd-path", true, Some("nydusd")),
-    retired("nydusimg-path", true, None),
+    retired("nydusimg-path", true, Some("nydus-image")),
     retired("log-dir", true, None),
     retired("validate-signature", false, None),
     retired("publickey-file", true, None),

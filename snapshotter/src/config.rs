@@ -93,6 +93,10 @@ pub struct Config {
     pub template: PathBuf,
     /// The nydusd program, as named; `None`: to be looked for.
     pub nydusd: Option<PathBuf>,
+    /// The nydus-image program, as named; `None`: to be looked for.
+    pub nydus_image: Option<PathBuf>,
+    /// Whether eStargz layers are read lazily.
+    pub estargz: bool,
     /// How images are spread over daemons.
     pub mode: Mode,
     /// What happens after a daemon's death.
@@ -143,12 +147,8 @@ impl Config {
 
     fn resolve(cli: &Cli, table: Table) -> Result<(Self, Vec<String>), ConfigError> {
         let (keys, mut warnings) = Keys::check(table)?;
-        for (flag, given) in
-            [("--nydus-image", &cli.nydus_image), ("--nydus-overlayfs-path", &cli.nydus_overlayfs_path)]
-        {
-            if given.is_some() {
-                warnings.push(format!("flag {flag} has no effect yet"));
-            }
+        if cli.nydus_overlayfs_path.is_some() {
+            warnings.push("flag --nydus-overlayfs-path has no effect yet".into());
         }
         let path = |flag: &Option<PathBuf>, key: &str, default: &str| {
             flag.clone().unwrap_or_else(|| keys.text(key).unwrap_or(default).into())
@@ -232,6 +232,8 @@ impl Config {
             log_level,
             template: path(&cli.nydusd_config, "daemon.nydusd_config", NYDUSD_CONFIG),
             nydusd: cli.nydusd.clone().or_else(|| keys.text("daemon.nydusd_path").map(PathBuf::from)),
+            nydus_image: cli.nydus_image.clone().or_else(|| keys.text("daemon.nydusimage_path").map(PathBuf::from)),
+            estargz: keys.flag("experimental.enable_stargz").unwrap_or(true),
             mode,
             recovery,
             threads,

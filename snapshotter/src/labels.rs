@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use nydus_rafs::Digest;
+
 /// The labels of a snapshot, as containerd gave them.
 pub type Labels = BTreeMap<String, String>;
 
@@ -16,10 +18,16 @@ pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 pub const STARGZ_REF: &str = "containerd.io/snapshot/remote/stargz.reference";
 /// Compressed digest of this layer; of a data layer it is also the blob's id.
 pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+/// The same from the older clients.
+pub const STARGZ_DIGEST: &str = "containerd.io/snapshot/remote/stargz.digest";
 /// The layer is a RAFS data blob.
 pub const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
 /// The layer holds a RAFS bootstrap.
 pub const NYDUS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
+/// Digest of the table of contents of an eStargz layer, `sha256:...`: an annotation of the layer in the manifest.
+pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// The snapshot holds a bootstrap that was made of such a table. Ours alone: nobody else's labels say so.
+pub const STARGZ_LAYER: &str = "containerd.io/snapshot/stargz";
 /// Wants `volatile` on the overlay.
 pub const VOLATILE: &str = "containerd.io/snapshot/overlay.volatile";
 /// User ids inside and outside a user namespace, `inner:outer:size`.
@@ -40,6 +48,24 @@ pub enum Content {
     Data,
     /// A RAFS bootstrap: what makes the image mountable.
     Bootstrap,
+    /// An original layer whose files stay in the registry, with the bootstrap of the image up to it.
+    Indexed,
+}
+
+impl Content {
+    /// Whether the snapshot holds the bootstrap of an image.
+    pub fn is_image(self) -> bool {
+        matches!(self, Self::Bootstrap | Self::Indexed)
+    }
+}
+
+/// The table of contents of an eStargz layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Digest of the layer, 64 hexadecimal digits.
+    pub layer: String,
+    /// Digest of the table.
+    pub toc: Digest,
 }
 
 /// Who outside a user namespace owns what root inside owns.
@@ -85,6 +111,8 @@ pub struct Layer {
     pub id_map: Option<IdMap>,
     /// Credentials that came with the pull.
     pub secret: Option<PullSecret>,
+    /// The layer's own table of contents, if it has one that can be believed.
+    pub table: Option<Table>,
 }
 
 /// Why labels cannot be followed.
@@ -116,6 +144,7 @@ pub fn parse(labels: &Labels) -> Result<Layer, LabelError> {
         volatile: labels.contains_key(VOLATILE),
         id_map: id_map(labels)?,
         secret,
+        table: table(labels),
     })
 }
 
@@ -126,15 +155,22 @@ pub fn content(labels: &Labels) -> Content {
         Content::Bootstrap
     } else if labels.contains_key(NYDUS_BLOB) {
         Content::Data
+    } else if labels.contains_key(STARGZ_LAYER) {
+        Content::Indexed
     } else {
         Content::Files
     }
 }
 
-/// The id of the blob behind a data layer, if the client told its digest.
+/// The id of the blob behind a layer whose files are not unpacked, if the client told its digest.
 pub fn data_blob(labels: &Labels) -> Option<String> {
     let digest = labels.get(LAYER_DIGEST)?;
-    (content(labels) == Content::Data).then(|| hex_of(digest))?
+    matches!(content(labels), Content::Data | Content::Indexed).then(|| hex_of(digest))?
+}
+
+fn table(labels: &Labels) -> Option<Table> {
+    let toc = hex_of(labels.get(TOC_DIGEST)?)?.parse().ok()?;
+    Some(Table { layer: hex_of(labels.get(LAYER_DIGEST).or_else(|| labels.get(STARGZ_DIGEST))?)?, toc })
 }
 
 /// The hex part of a sha256 digest.

@@ -8,6 +8,7 @@
 //!       socket/<daemon>/api.sock               nydusd's API
 //!       socket/own.sock                        ours, on which nydusd asks for current credentials
 //!       logs/<daemon>/nydusd.log
+//!       index/                                 tables of contents while bootstraps are made of them
 //!       cache/                                 blob caches, unless the template names another place
 //! ```
 //!
@@ -99,6 +100,11 @@ impl Layout {
     /// All logs.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
+    }
+
+    /// Where bootstraps are made.
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
     }
 
     /// Where blobs are cached by default.

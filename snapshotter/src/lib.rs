@@ -14,6 +14,7 @@ pub mod config;
 pub mod configure;
 pub mod credentials;
 pub mod daemons;
+pub mod estargz;
 pub mod filter;
 pub mod grpc;
 pub mod image_service;

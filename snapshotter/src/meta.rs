@@ -151,7 +151,7 @@ impl Meta {
                 labels: labels.clone(),
                 created: now,
                 updated: now,
-                usage: Some(Usage::default()),
+                usage: (labels::content(labels) == labels::Content::Data).then(Usage::default),
             };
             put(txn, &name, &record)?;
             link(txn, parent_id, id)?;
@@ -204,13 +204,14 @@ impl Meta {
     }
 
     /// Changes labels: all of them for no field or the field `labels`, one of them for `labels.KEY`. An empty value removes
-    /// a label, as in containerd.
+    /// a label, as in containerd. The mark of a layer that is read by its table of contents stays: containerd does not know it.
     ///
     /// # Errors
     /// `NotFound`, or `InvalidArgument` for a field that cannot change.
     pub fn update(&self, key: &str, wanted: &Labels, fields: &[String]) -> Result<Record> {
         self.write(|txn| {
             let mut record = get(txn, key)?.ok_or_else(|| SnapshotError::NotFound(key.to_owned()))?;
+            let mark = record.labels.remove_entry(labels::STARGZ_LAYER);
             if fields.is_empty() {
                 record.labels = wanted.clone();
             }
@@ -225,6 +226,8 @@ impl Meta {
                     )));
                 }
             }
+            record.labels.remove(labels::STARGZ_LAYER);
+            record.labels.extend(mark);
             record.labels.retain(|_, value| !value.is_empty());
             // The clock may stand still or go back; the time of a change must not.
             record.updated = now().max(record.updated + 1);

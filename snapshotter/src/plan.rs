@@ -3,7 +3,7 @@
 //! One function, [`chain`], looks for the image among the ancestors; Prepare, View and Mounts all ask it, so they cannot
 //! disagree about what is below a container.
 
-use crate::labels::{Content, Layer};
+use crate::labels::{Content, Layer, Table};
 use crate::meta::Kind;
 use crate::mounts::Chain;
 
@@ -23,6 +23,16 @@ pub enum Plan {
     Supply {
         /// The chain id that containerd asked for.
         target: String,
+    },
+    /// The layer has a table of contents of its own: supply it with the bootstrap that is made of that, or else mount it
+    /// as any other.
+    Index {
+        /// The chain id that containerd asked for.
+        target: String,
+        /// The table.
+        table: Table,
+        /// The snapshot with the bootstrap of the layers below.
+        below: Option<u64>,
     },
     /// Plain directories.
     Unpack(Chain),
@@ -60,7 +70,7 @@ pub fn chain(ancestors: &[Ancestor]) -> Chain {
         match ancestor.content {
             Content::Files => chain.local.push(ancestor.id),
             Content::Data => {}
-            Content::Bootstrap => {
+            Content::Bootstrap | Content::Indexed => {
                 chain.image = Some(ancestor.id);
                 break;
             }
@@ -76,6 +86,16 @@ pub fn chain(ancestors: &[Ancestor]) -> Chain {
 pub fn create(kind: Kind, layer: &Layer, ancestors: &[Ancestor]) -> Result<Plan, Refusal> {
     if let (Kind::Active, Content::Data, Some(target)) = (kind, layer.content, &layer.target) {
         return Ok(Plan::Supply { target: target.clone() });
+    }
+    if let (Kind::Active, Content::Files, Some(target), Some(table)) =
+        (kind, layer.content, &layer.target, &layer.table)
+    {
+        let below = ancestors.first();
+        // Files that were unpacked cannot lie below an image.
+        if below.is_none_or(|below| below.content == Content::Indexed) {
+            let below = below.map(|below| below.id);
+            return Ok(Plan::Index { target: target.clone(), table: table.clone(), below });
+        }
     }
     mount(kind, layer, ancestors)
 }
@@ -115,7 +135,17 @@ mod tests {
     const DATA: (&str, &str) = (labels::NYDUS_BLOB, "true");
     const BOOT: (&str, &str) = (labels::NYDUS_BOOTSTRAP, "true");
     const TARGET: (&str, &str) = (labels::TARGET, "sha256:c");
-    use Content::{Bootstrap as B, Data as D, Files as F};
+    use Content::{Bootstrap as B, Data as D, Files as F, Indexed as I};
+
+    fn indexed() -> Layer {
+        let (toc, digest) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+        layer(&[TARGET, (labels::TOC_DIGEST, &toc), (labels::LAYER_DIGEST, &digest)])
+    }
+
+    fn index(below: Option<u64>) -> Result<Plan, Refusal> {
+        let table = indexed().table.expect("both digests are there");
+        Ok(Plan::Index { target: "sha256:c".to_owned(), table, below })
+    }
 
     fn unpack(local: &[u64]) -> Result<Plan, Refusal> {
         Ok(Plan::Unpack(Chain { local: local.to_vec(), image: None }))
@@ -138,6 +168,13 @@ mod tests {
             ("container of an image", Kind::Active, layer(&[]), vec![B, D, D], serve(&[], 3)),
             ("container of a committed container", Kind::Active, layer(&[]), vec![F, F, B, D], serve(&[4, 3], 2)),
             ("plain layer pulled over an image", Kind::Active, layer(&[TARGET]), vec![B, D], serve(&[], 2)),
+            ("layer with a table of contents", Kind::Active, indexed(), vec![], index(None)),
+            ("second layer with a table of contents", Kind::Active, indexed(), vec![I], index(Some(1))),
+            ("layer with a table of contents on plain files", Kind::Active, indexed(), vec![F], unpack(&[1])),
+            ("the same above such layers", Kind::Active, indexed(), vec![F, I, I], serve(&[3], 2)),
+            ("layer without one above those that have", Kind::Active, layer(&[TARGET]), vec![I, I], serve(&[], 2)),
+            ("container of an eStargz image", Kind::Active, layer(&[]), vec![I, I, I], serve(&[], 3)),
+            ("view asked for with a table of contents", Kind::View, indexed(), vec![I], serve(&[], 1)),
             ("image converted twice", Kind::Active, layer(&[]), vec![B, D, B, D], serve(&[], 4)),
             ("view of an image", Kind::View, layer(&[]), vec![B, D], serve(&[], 2)),
             ("view of a layer above", Kind::View, layer(&[]), vec![F, B, D], serve(&[3], 2)),

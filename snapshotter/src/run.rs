@@ -16,6 +16,7 @@ use crate::authority::Connection;
 use crate::cache::Cache;
 use crate::config::{Config, find_program};
 use crate::daemons::{self, Daemons};
+use crate::estargz::Indexer;
 use crate::grpc::Service;
 use crate::image_service::ImageService;
 use crate::keychain::Keychain;
@@ -70,6 +71,7 @@ pub async fn serve(config: Config) -> Result<()> {
         skip_verify: config.skip_verify,
         keychain: keychain.clone(),
     };
+    let indexer = indexer(&config, &template, &layout, &work_dir, &keychain)?;
     let daemons = Daemons::new(layout.clone(), settings, template, meta.clone());
     // Everything that may be in the way is found before a nydusd is started or touched.
     let metrics_listener = match &config.metrics {
@@ -91,8 +93,15 @@ pub async fn serve(config: Config) -> Result<()> {
 
     let cache = Arc::new(Cache::new(work_dir, ours));
     let metrics = Arc::new(Metrics::default());
-    let snapshots =
-        Snapshots::new(meta.clone(), layout.clone(), overlay::probe(), config.volatile, daemons.clone(), cache.clone());
+    let snapshots = Snapshots::new(
+        meta.clone(),
+        layout.clone(),
+        overlay::probe(),
+        config.volatile,
+        daemons.clone(),
+        cache.clone(),
+        indexer,
+    );
     if let Err(error) = snapshots.cleanup().await {
         tracing::warn!(error = error.full_text(), "what the last run left was not cleaned up");
     }
@@ -170,6 +179,39 @@ fn nydusd(config: &Config) -> Result<PathBuf> {
     find_program(&name, own.as_deref(), search.as_deref()).with_context(|| {
         format!("finding the program {} beside this one or on PATH (name it with --nydusd)", name.display())
     })
+}
+
+/// What reads eStargz layers lazily, unless the operator does not want that.
+fn indexer(
+    config: &Config,
+    template: &Template,
+    layout: &Layout,
+    work_dir: &Path,
+    keychain: &Keychain,
+) -> Result<Option<Indexer>> {
+    if !config.estargz {
+        return Ok(None);
+    }
+    let scratch = layout.index();
+    if let Err(error) = fs::remove_dir_all(&scratch)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("clearing {}", scratch.display()));
+    }
+    let name = config.nydus_image.clone().unwrap_or_else(|| PathBuf::from("nydus-image"));
+    let own = std::env::current_exe().ok();
+    let builder = find_program(&name, own.as_deref(), std::env::var_os("PATH").as_deref());
+    if builder.is_none() && config.nydus_image.is_some() {
+        tracing::warn!(program = %name.display(), "not found: eStargz layers will be unpacked");
+    }
+    Ok(Some(Indexer {
+        builder,
+        template: template.clone(),
+        work_dir: work_dir.to_owned(),
+        skip_verify: config.skip_verify,
+        keychain: keychain.clone(),
+        scratch,
+    }))
 }
 
 /// Where blobs are cached, and whether nobody else caches there.

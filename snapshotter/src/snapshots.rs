@@ -13,16 +13,18 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::bootstrap;
 use crate::cache::Cache;
 use crate::daemons::Daemons;
+use crate::estargz::{Fresh, Indexer};
 use crate::filter::{Filters, Subject as Filtered};
-use crate::labels::{self, Content, Labels, Layer};
+use crate::labels::{self, Content, Labels, Layer, Table};
 use crate::layout::Layout;
 use crate::meta::{Kind, Meta, Record};
 use crate::mounts::{self, Chain, Mount, Overlay, Subject};
 use crate::overlay;
 use crate::plan::{self, Ancestor, Plan};
-use crate::status::SnapshotError;
+use crate::status::{SnapshotError, full_text};
 use crate::usage::{self, Usage};
 
 /// How long a call waits for images to be unmounted; that goes on without it.
@@ -44,6 +46,8 @@ struct Inner {
     always_volatile: bool,
     daemons: Daemons,
     cache: Arc<Cache>,
+    /// `None`: layers with a table of contents are unpacked like any other.
+    indexer: Option<Indexer>,
 }
 
 /// Who owns a directory.
@@ -58,8 +62,9 @@ impl Snapshots {
         always_volatile: bool,
         daemons: Daemons,
         cache: Arc<Cache>,
+        indexer: Option<Indexer>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { meta, layout, overlay, always_volatile, daemons, cache }) }
+        Self { inner: Arc::new(Inner { meta, layout, overlay, always_volatile, daemons, cache, indexer }) }
     }
 
     /// Creates a view or active snapshot and tells how to mount it; creates nothing once its caller is `gone`.
@@ -75,16 +80,30 @@ impl Snapshots {
         gone: CancellationToken,
     ) -> Result<Vec<Mount>> {
         not_empty("key", &key)?;
-        let layer = labels::parse(&labels).map_err(|error| SnapshotError::InvalidArgument(error.to_string()))?;
-        let (plan, ancestors) = {
-            let (key, parent, layer) = (key.clone(), parent.clone(), layer.clone());
-            self.blocking(move |inner| inner.plan(kind, &key, &parent, &layer)).await?
-        };
-        let (chain, served) = match plan {
-            Plan::Supply { target } => {
-                self.blocking(move |inner| inner.supply(&target, &key, &parent, &labels)).await?;
+        // Only what we made ourselves is marked so.
+        let mut labels = labels;
+        labels.remove(labels::STARGZ_LAYER);
+        let mut layer = labels::parse(&labels).map_err(|error| SnapshotError::InvalidArgument(error.to_string()))?;
+        if self.inner.indexer.is_none() {
+            layer.table = None;
+        }
+        let (mut plan, mut ancestors) = self.plan(kind, &key, &parent, &layer).await?;
+        if let Plan::Index { target, table, below } = &plan {
+            if let Some(fresh) = self.index(table, &labels, *below).await {
+                labels.insert(labels::STARGZ_LAYER.to_owned(), "true".to_owned());
+                let target = target.clone();
+                self.blocking(move |inner| inner.supply(&target, &key, &parent, &labels, Some(&fresh))).await?;
                 unreachable!("supplying a layer always ends in AlreadyExists")
             }
+            layer.table = None;
+            (plan, ancestors) = self.plan(kind, &key, &parent, &layer).await?;
+        }
+        let (chain, served) = match plan {
+            Plan::Supply { target } => {
+                self.blocking(move |inner| inner.supply(&target, &key, &parent, &labels, None)).await?;
+                unreachable!("supplying a layer always ends in AlreadyExists")
+            }
+            Plan::Index { .. } => unreachable!("only a layer with a table is indexed"),
             Plan::Unpack(chain) => (chain, None),
             Plan::Serve { chain, image } => (chain, Some(self.serve(image, &ancestors).await?)),
         };
@@ -115,7 +134,7 @@ impl Snapshots {
     pub async fn mounts(&self, key: String) -> Result<Vec<Mount>> {
         let (record, layer, plan, ancestors) = self.blocking(move |inner| inner.existing(&key)).await?;
         let (chain, served) = match plan {
-            Plan::Supply { .. } => unreachable!("only a new snapshot is supplied"),
+            Plan::Supply { .. } | Plan::Index { .. } => unreachable!("only a new snapshot is supplied"),
             Plan::Unpack(chain) => (chain, None),
             Plan::Serve { chain, image } => (chain, Some(self.serve(image, &ancestors).await?)),
         };
@@ -126,6 +145,28 @@ impl Snapshots {
             Ok(inner.mounts(&record, &layer, &chain))
         })
         .await
+    }
+
+    async fn plan(&self, kind: Kind, key: &str, parent: &str, layer: &Layer) -> Result<(Plan, Vec<Record>)> {
+        let (key, parent, layer) = (key.to_owned(), parent.to_owned(), layer.clone());
+        self.blocking(move |inner| inner.plan(kind, &key, &parent, &layer)).await
+    }
+
+    /// Makes the bootstrap of a layer of its table of contents; says in one line why there is none.
+    async fn index(&self, table: &Table, labels: &Labels, below: Option<u64>) -> Option<Fresh> {
+        let indexer = self.inner.indexer.as_ref()?;
+        let below = below.map(|below| self.inner.layout.upper(below).join(bootstrap::PLACE));
+        match indexer.index(table, labels, below).await {
+            Ok(fresh) => Some(fresh),
+            Err(error) => {
+                tracing::warn!(
+                    layer = table.layer,
+                    error = full_text(&error),
+                    "an eStargz layer is unpacked instead of read lazily"
+                );
+                None
+            }
+        }
     }
 
     async fn serve(&self, image: u64, ancestors: &[Record]) -> Result<Owner> {
@@ -140,6 +181,8 @@ impl Snapshots {
     /// See [`Meta::commit`].
     pub async fn commit(&self, name: String, key: String, labels: Labels) -> Result<()> {
         not_empty("name", &name)?;
+        let mut labels = labels;
+        labels.remove(labels::STARGZ_LAYER);
         let record = self.blocking(move |inner| inner.meta.commit(&name, &key, &labels)).await?;
         let inner = self.inner.clone();
         tokio::task::spawn_blocking(move || {
@@ -157,7 +200,7 @@ impl Snapshots {
     pub async fn remove(&self, key: String) -> Result<()> {
         let record = self.blocking(move |inner| inner.meta.remove(&key)).await?;
         let content = labels::content(&record.labels);
-        if content == Content::Bootstrap {
+        if content.is_image() {
             let daemons = self.inner.daemons.clone();
             in_time(async move { daemons.release(record.id).await }).await;
         }
@@ -268,13 +311,21 @@ impl Inner {
         Ok((record, layer, plan, records))
     }
 
-    /// Commits a layer that needs no download, and says so by the error that containerd waits for.
-    fn supply(&self, target: &str, key: &str, parent: &str, labels: &Labels) -> Result<()> {
-        let leftover = self.meta.supply(target, key, parent, labels, |id| self.make_directories(id, false, None))?;
+    /// Commits a layer that needs no download, with its bootstrap if it has one of its own, and says so by the error that
+    /// containerd waits for.
+    fn supply(&self, target: &str, key: &str, parent: &str, labels: &Labels, bootstrap: Option<&Fresh>) -> Result<()> {
+        let make = |id| {
+            self.make_directories(id, false, None)?;
+            let Some(fresh) = bootstrap else { return Ok(()) };
+            let place = self.layout.upper(id).join(bootstrap::PLACE);
+            make_directory(place.parent().expect("it is below the snapshot"), 0o755)?;
+            fresh.put(&place).map_err(SnapshotError::io("placing", &place))
+        };
+        let leftover = self.meta.supply(target, key, parent, labels, make)?;
         if let Some(id) = leftover {
             self.discard_or_warn(id);
         }
-        tracing::debug!(target, "a data layer needs no download");
+        tracing::debug!(target, "a layer needs no download");
         Err(SnapshotError::AlreadyExists(target.to_owned()))
     }
 

@@ -48,7 +48,7 @@ const KEYS: &[(&str, Type, Use)] = &[
     ("system.debug.pprof_address", Text, Ignored(LATER)),
     ("daemon.nydusd_config", Text, Followed),
     ("daemon.nydusd_path", Text, Followed),
-    ("daemon.nydusimage_path", Text, Ignored("images are not built here")),
+    ("daemon.nydusimage_path", Text, Followed),
     ("daemon.fs_driver", Text, Followed),
     ("daemon.recover_policy", Text, Followed),
     ("daemon.threads_number", Int, Followed),
@@ -96,11 +96,7 @@ const KEYS: &[(&str, Type, Use)] = &[
     ("cache_manager.cache_dir", Text, Followed),
     ("image.public_key_file", Text, Ignored(LATER)),
     ("image.validate_signature", Bool, Refused("signatures of bootstraps are not checked yet: set it to false")),
-    (
-        "experimental.enable_stargz",
-        Bool,
-        Ignored("eStargz images are unpacked as plain ones: lazy loading of them is not supported yet"),
-    ),
+    ("experimental.enable_stargz", Bool, Followed),
     ("experimental.enable_referrer_detect", Bool, Ignored(LATER)),
     ("experimental.enable_index_detect", Bool, Ignored(LATER)),
     (

@@ -244,3 +244,21 @@ fn two_processes_cannot_have_the_records() {
     let error = Meta::open(&dir.path().join("m.redb")).expect_err("taken");
     assert!(error.to_string().contains("another snapshotter"), "{error}");
 }
+
+#[test]
+fn the_mark_of_an_indexed_layer_is_ours_alone() {
+    let (_dir, meta) = open();
+    let marked: Labels = [(labels::STARGZ_LAYER.to_owned(), "true".to_owned())].into();
+    meta.supply("sha256:a", "k", "", &marked, |_| Ok(())).expect("supplied");
+    meta.create("b", "", Kind::Active, &Labels::new(), |_| Ok(())).expect("created");
+    let content = |key| labels::content(&meta.stat(key).expect("there").labels);
+    for fields in [vec![], vec!["labels".to_owned()], vec![format!("labels.{}", labels::STARGZ_LAYER)]] {
+        meta.update("sha256:a", &Labels::new(), &fields).expect("updated");
+        meta.update("b", &marked, &fields).expect("updated");
+        assert_eq!(
+            (content("sha256:a"), content("b")),
+            (labels::Content::Indexed, labels::Content::Files),
+            "{fields:?}"
+        );
+    }
+}
