@@ -16,6 +16,8 @@ pub struct Layer {
     pub diff_id: Digest,
     /// The gzip stream.
     pub gzip: Vec<u8>,
+    /// Annotations in the manifest.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Layer {
@@ -23,7 +25,7 @@ impl Layer {
     pub fn new(tar: &[u8]) -> Result<Self> {
         let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(6));
         gzip.write_all(tar)?;
-        Ok(Self { diff_id: Algorithm::Sha256.digest(tar), gzip: gzip.finish()? })
+        Ok(Self { diff_id: Algorithm::Sha256.digest(tar), gzip: gzip.finish()?, annotations: BTreeMap::new() })
     }
 }
 
@@ -45,7 +47,11 @@ pub async fn push(client: &Client, repo: &str, tag: &str, layers: &[Layer], conf
     let mut descriptors = Vec::new();
     for layer in layers {
         let digest = put(client, repo, &layer.gzip).await?;
-        descriptors.push(descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &digest, layer.gzip.len()));
+        let mut descriptor = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &digest, layer.gzip.len());
+        if !layer.annotations.is_empty() {
+            descriptor.insert("annotations", json!(layer.annotations));
+        }
+        descriptors.push(descriptor);
     }
     let digest = put(client, repo, &config).await?;
     let manifest = serde_json::to_vec(&json!({

@@ -14,6 +14,7 @@ pub mod converted;
 pub mod cri;
 pub mod debian;
 pub mod disk;
+pub mod estargz;
 pub mod fixture;
 pub mod front;
 pub mod fuse;

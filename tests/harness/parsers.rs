@@ -3,18 +3,23 @@
 
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::http::Method;
+use nydus_convert::layer::estargz::Toc as LayerToc;
 use nydus_convert::layer::{BodyId, LayerBuilder, Rules, reference};
 use nydus_convert::tar::Archive;
 use nydus_rafs::blob::format::TABLE_HEADER_SIZE;
 use nydus_rafs::blob::section;
-use nydus_rafs::blob::table::BlobTable;
+use nydus_rafs::blob::table::{Batch, BlobTable, Point};
 use nydus_rafs::blob::toc::Toc;
 use nydus_rafs::bootstrap::TableLocation;
 use nydus_rafs::tree::Reading;
 use nydus_rafs::write::{Options, write};
-use nydus_rafs::{Algorithm, BlobInfo, Bootstrap, ChunkTable, Compressor, Flags, Verified, Version};
+use nydus_rafs::{
+    Algorithm, BlobInfo, Bootstrap, Chunk, ChunkIndex, ChunkTable, Cipher, Codec, Compressor, Container, Flags,
+    Verified, Version, estargz as ends,
+};
 use nydus_snapshotter::labels::{self, Labels};
 use nydusd::api::server;
 use nydusd::api::types::MountRequest;
@@ -30,6 +35,9 @@ pub const ALL: &[(&str, Parser)] = &[
     ("toc", toc),
     ("tar", tar),
     ("layer", layer),
+    ("estargz", estargz),
+    ("zran", zran),
+    ("batch", batch),
     ("labels", labels),
     ("config", config),
     ("api", api),
@@ -139,6 +147,77 @@ fn layer(bytes: &[u8]) {
     }
 }
 
+/// Any bytes as the end of an eStargz layer, as the gzip member of its table of contents, and as the table itself, of which an
+/// image is made.
+fn estargz(bytes: &[u8]) {
+    let size = bytes.len() as u64;
+    let footer = &bytes[bytes.len().saturating_sub(usize::try_from(ends::FOOTER_SIZE).expect("51"))..];
+    if let Ok(at) = ends::toc_position(footer, size) {
+        let member = &bytes[usize::try_from(at).expect("it is in memory")..];
+        let _ = ends::toc(member, Algorithm::Sha256.digest(b""));
+    }
+    let _ = ends::toc(bytes, Algorithm::Sha256.digest(b""));
+    for rules in [Rules::Lowest, Rules::Upper, Rules::Alone] {
+        let Ok(toc) = LayerToc::parse(bytes) else { return };
+        let Ok(chunk_size) = toc.chunk_size(None) else { return };
+        let Ok(raw) = toc.layer(rules, "blob".parse().expect("it is a name"), 1 << 20) else { continue };
+        let blobs: Vec<BlobInfo> = raw.info.into_iter().collect();
+        let chunks = [ChunkTable::new(raw.chunks)];
+        for version in [Version::V5, Version::V6] {
+            let options = Options { version, chunk_size, compressor: Compressor::Gzip, ..Options::default() };
+            if let Ok(image) = write(&raw.layer.tree, &blobs, &chunks[..blobs.len()], &options) {
+                bootstrap(&image);
+            }
+        }
+    }
+}
+
+/// Six bytes as what is known of a point in a gzip stream, the others as its dictionary and as the stream from there on.
+fn zran(bytes: &[u8]) {
+    let Some((words, rest)) = bytes.split_first_chunk::<6>() else { return };
+    let (dictionary, stored) = rest.split_at(rest.len().min(usize::from(u16::from_le_bytes([words[2], words[3]]))));
+    let plain_size = u32::from(u16::from_le_bytes([words[4], words[5]])) + 1;
+    let point = Point {
+        stored: 0..stored.len() as u64,
+        plain_at: 0,
+        plain_size,
+        dictionary: dictionary[..dictionary.len().min(32_768)].to_vec(),
+        byte: words[0],
+        bits: words[1] % 8,
+    };
+    let codec = Codec::Zran { context: 0, offset: 0 };
+    let _ = Verified::trusting(&part(codec, Container::Point(point), plain_size, stored), stored);
+}
+
+/// Four bytes as what is known of a batch, the others as its stored bytes.
+fn batch(bytes: &[u8]) {
+    let Some((words, stored)) = bytes.split_first_chunk::<4>() else { return };
+    let batch = Batch {
+        stored_size: u32::try_from(stored.len()).expect("short"),
+        plain_size: u32::from(u16::from_le_bytes([words[1], words[2]])) << (words[0] >> 4),
+    };
+    let compressor = Compressor::from_code(u32::from(words[0] % 4)).unwrap_or(Compressor::None);
+    let cipher = (words[0] & 4 != 0).then_some(Cipher { key: [7; 32], iv: [9; 16] });
+    let container = Container::Batch { batch, codec: compressor.codec(), cipher };
+    let codec = Codec::Batch { batch: 0, offset: u32::from(words[3]) };
+    let _ = Verified::trusting(&part(codec, container, u32::from(words[3]) + 1, stored), stored);
+}
+
+/// A chunk that is a part of something larger.
+fn part(codec: Codec, container: Container, plain_size: u32, stored: &[u8]) -> Chunk {
+    Chunk {
+        index: ChunkIndex(0),
+        plain: 0..u64::from(plain_size),
+        stored: 0..stored.len() as u64,
+        codec,
+        encrypted: false,
+        algorithm: Algorithm::Sha256,
+        digest: None,
+        container: Some(Arc::new(container)),
+        crc32: None,
+    }
+}
+
 /// Lines of `key=value` as a snapshot's labels. A key of one digit is one of those that mean something.
 fn labels(bytes: &[u8]) {
     let known = [
@@ -146,12 +225,12 @@ fn labels(bytes: &[u8]) {
         labels::IMAGE_REF,
         labels::STARGZ_REF,
         labels::LAYER_DIGEST,
+        labels::TOC_DIGEST,
         labels::NYDUS_BLOB,
         labels::NYDUS_BOOTSTRAP,
         labels::VOLATILE,
         labels::UID_MAP,
         labels::GID_MAP,
-        labels::PULL_USER,
     ];
     let text = String::from_utf8_lossy(bytes);
     let pairs = text.lines().filter_map(|line| line.split_once('='));
