@@ -103,7 +103,7 @@ pub enum CacheKind {
     Files,
     /// The kernel's cachefiles (`fscache`); not supported.
     Fscache,
-    /// Nowhere (`dummycache` or empty); not supported.
+    /// Nowhere (`dummycache` or empty): chunks are fetched for each read.
     None,
 }
 
@@ -268,7 +268,7 @@ impl Config {
         self.read_deadline / 2
     }
 
-    /// Checks what only a mount needs: that the backend names its place and that there is a cache.
+    /// Checks what only a mount needs: that the backend names its place and that the cache is one that we have.
     pub fn ready_to_mount(&self) -> Result<(), ConfigError> {
         match &self.backend {
             nydus_backend::Config::Registry(registry) => {
@@ -294,11 +294,10 @@ impl Config {
             Dialect::V2 => "cache.type",
         };
         match self.cache.kind {
-            CacheKind::Files => Ok(()),
+            CacheKind::Files | CacheKind::None => Ok(()),
             CacheKind::Fscache => {
                 Err(ConfigError::key(kind, "fscache is not supported for FUSE mounts: set it to `blobcache`"))
             }
-            CacheKind::None => Err(ConfigError::key(kind, "a mount needs a cache: set it to `blobcache`")),
         }
     }
 

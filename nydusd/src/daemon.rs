@@ -17,7 +17,7 @@ use crate::api::types::{DaemonInfo, DaemonState, MountInfo, MountRequest};
 use crate::backend_source::BackendSource;
 use crate::build;
 use crate::clock::Moment;
-use crate::config::{self, Config};
+use crate::config::{self, CacheKind, Config};
 use crate::events::EventLog;
 use crate::fuse::namespace::{TreeError, components};
 use crate::fuse::{Namespace, Session};
@@ -400,6 +400,9 @@ impl Daemon {
     /// Returns the store of a cache directory, opened once however many images use it.
     fn store(&self, config: &Config) -> Result<Store, DaemonError> {
         let (dir, verify) = (&config.cache.work_dir, !config.cache.skip_verification);
+        if config.cache.kind == CacheKind::None {
+            return Ok(Store::without_files(verify, self.0.runtime.clone()));
+        }
         let open = if verify { Store::open } else { Store::unverified };
         let mut stores = self.stores();
         // One directory may have several names; one that does not exist yet has only this one.

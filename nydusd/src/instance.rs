@@ -169,7 +169,9 @@ impl Instance {
 
     /// Begins to fetch in the background what the configuration says.
     pub fn start_prefetch(self: &Arc<Self>, runtime: &Handle) {
-        prefetch::start(self, runtime);
+        if self.store.keeps() {
+            prefetch::start(self, runtime);
+        }
     }
 
     /// Changes a value while mounted: `registry_auth`, the base64 of `user:password`. Other keys are named in the log.

@@ -95,7 +95,10 @@ pub struct Store {
 /// What the blobs of a store share.
 #[derive(Debug)]
 struct Inner {
+    /// Empty where nothing is kept.
     dir: PathBuf,
+    /// Whether chunks are kept in files; else a few of them stay at hand in memory.
+    keeps: bool,
     /// Whether chunks are checked against their digests.
     verify: bool,
     runtime: Handle,
@@ -148,6 +151,15 @@ impl Store {
         Self::with(dir, false, runtime)
     }
 
+    /// A store without files: every chunk is fetched again once it is no more among the last few.
+    pub fn without_files(verify: bool, runtime: Handle) -> Self {
+        tracing::info!("no cache is configured: chunks are fetched for each read anew");
+        if !verify {
+            tracing::warn!("chunks are NOT verified: whoever serves blobs can change what is read");
+        }
+        Self::of(PathBuf::new(), false, verify, runtime)
+    }
+
     fn with(dir: PathBuf, verify: bool, runtime: Handle) -> Result<Self, StoreError> {
         let usable = std::fs::create_dir_all(&dir).and_then(|()| std::fs::read_dir(&dir).map(drop));
         match usable {
@@ -156,8 +168,13 @@ impl Store {
             }
             other => other.map_err(|source| StoreError::Directory { dir: dir.clone(), source })?,
         }
+        Ok(Self::of(dir, true, verify, runtime))
+    }
+
+    fn of(dir: PathBuf, keeps: bool, verify: bool, runtime: Handle) -> Self {
         let inner = Inner {
             dir,
+            keeps,
             verify,
             runtime,
             caches: Mutex::default(),
@@ -166,7 +183,7 @@ impl Store {
             windows: Semaphore::new(WINDOWS),
             shared: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner), options: Options::default(), counters: Arc::default() })
+        Self { inner: Arc::new(inner), options: Options::default(), counters: Arc::default() }
     }
 
     /// Returns the same store as another image uses it, with counters of its own.
@@ -177,6 +194,11 @@ impl Store {
     /// Returns whether chunks are checked against their digests.
     pub fn verifies(&self) -> bool {
         self.inner.verify
+    }
+
+    /// Returns whether what is fetched is kept: else fetching ahead is in vain.
+    pub fn keeps(&self) -> bool {
+        self.inner.keeps
     }
 
     /// Returns the cache directory.
@@ -268,7 +290,8 @@ impl Inner {
         let size = chunks.last().map_or(0, |chunk| chunk.plain.end).max(info.plain_size);
         // In vain only once: where daemons share a directory, mounts are not to wait for each other.
         let patience = if same.is_empty() && !self.shared.load(Ordering::Relaxed) { PATIENCE } else { Duration::ZERO };
-        let file = match CacheFile::open(&self.dir, &info.id, size, patience) {
+        let opened = if self.keeps { CacheFile::open(&self.dir, &info.id, size, patience) } else { Ok(None) };
+        let file = match opened {
             Ok(Some(file)) => {
                 if same.is_empty() && !file.is_first() {
                     self.shared.store(true, Ordering::Relaxed);
@@ -277,6 +300,7 @@ impl Inner {
                 }
                 Some(file)
             }
+            Ok(None) if !self.keeps => None,
             Ok(None) => {
                 tracing::warn!(blob = %info.id, dir = %self.dir.display(), "too many copies are in use: nothing is cached");
                 None

@@ -72,6 +72,25 @@ fn images_of_the_established_builder_show_every_attribute_and_byte() {
 }
 
 #[test]
+fn images_without_a_cache_are_read_in_full_and_leave_nothing() {
+    if !can_mount() {
+        return;
+    }
+    for (variant, kind) in [("v5-lz4_block", ""), ("v6-zstd", "dummycache")] {
+        let place = Place::new();
+        let mut config = place.localfs(&file(variant, "blobs"));
+        config["device"]["cache"]["type"] = kind.into();
+        config["fs_prefetch"] = serde_json::json!({"enable": true, "threads_count": 4, "prefetch_all": true});
+        let mut daemon = place.start_with(&file(variant, "bootstrap"), &config);
+        let found = differences(&describe(&place.mnt()), &manifest("manifest-base.jsonl"), BUILT);
+        assert_eq!(found, Vec::<String>::new(), "{variant}");
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.wait().code(), Some(0), "{}", place.log());
+        assert_eq!(std::fs::read_dir(place.path("cache")).unwrap().count(), 0, "{variant}");
+    }
+}
+
+#[test]
 fn merged_images_and_images_inside_their_blob_are_mounted() {
     if !can_mount() {
         return;
