@@ -198,7 +198,8 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
         }
         if let (BlobPlace::Cache(dir), Output::Named(file)) = (&request.blob, &out) {
             if let Some(info) = &info {
-                cache::keep(dir, file, info, &chunks)?;
+                let layer = (request.source == Source::Reference).then(|| File::open(&request.path)).transpose()?;
+                cache::keep(dir, layer.as_ref().unwrap_or(file), file, info, &chunks)?;
             }
         } else {
             keep_blob(out, place, &name, size > 0)?;

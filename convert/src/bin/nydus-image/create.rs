@@ -30,6 +30,14 @@ enum Kind {
     StargzIndex,
 }
 
+impl Kind {
+    /// Its name, the usual one of those that it has.
+    fn name(self) -> String {
+        let kind = if self == Self::StargzIndex { Self::EstargztocRef } else { self };
+        kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Compression {
@@ -130,7 +138,7 @@ pub(crate) struct Create {
     #[arg(short = 'E', long)]
     encrypt: bool,
     /// Directory for ready-made cache files
-    #[arg(long, conflicts_with_all = ["blob_inline_meta", "blob", "blob_dir"])]
+    #[arg(long, conflicts_with_all = ["blob_inline_meta", "blob", "blob_dir", "compressor"])]
     blob_cache_dir: Option<PathBuf>,
     /// File of attributes by path (not supported yet)
     #[arg(long)]
@@ -198,8 +206,8 @@ fn recipe(flags: &Create, source: Source) -> anyhow::Result<Recipe> {
         (!flags.features.is_empty() && recipe.version == Version::V5, "--features blob-toc needs --fs-version 6"),
         (
             flags.blob_cache_dir.is_some()
-                && (recipe.encrypt || recipe.batch_size.is_some() || !packed || recipe.version == Version::V5),
-            "--blob-cache-dir holds plain chunks of version 6: it does not go with --encrypt, --batch-size or original layers",
+                && (recipe.encrypt || recipe.batch_size.is_some() || recipe.version == Version::V5),
+            "--blob-cache-dir holds plain chunks of version 6: it does not go with --encrypt and --batch-size",
         ),
         (!packed && flags.prefetch_policy == PrefetchPolicy::Blob, "--prefetch-policy blob needs a blob of its own"),
         (
@@ -242,6 +250,15 @@ pub(crate) fn run(flags: Create) -> anyhow::Result<()> {
         ("--blob-offset", flags.blob_offset != "0"),
         ("--attributes", flags.attributes.is_some()),
     ])?;
+    if flags.blob_cache_dir.is_some()
+        && matches!(
+            flags.kind,
+            Kind::TarTarfs | Kind::EstargztocRef | Kind::StargzIndex | Kind::EstargzRafs | Kind::EstargzRef
+        )
+    {
+        // In the words that callers of the established builder look for.
+        bail!("conversion type `{}` conflicts with `--blob-cache-dir`", flags.kind.name());
+    }
     let source = match flags.kind {
         Kind::Directory | Kind::DirRafs => Source::Directory(match flags.whiteout_spec {
             WhiteoutSpec::Oci => Whiteouts::Oci,

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use backend::Backend;
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use nydus_convert::image::inspect::{HELP, Inspector, Unclear};
 use nydus_convert::image::merge::Incompatible;
 use nydus_convert::image::report::Report;
@@ -150,8 +150,19 @@ struct Unpack {
     backend: Backend,
 }
 
+/// The command line. Values are named like their flags, for callers read complaints about them.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_long().map(str::to_owned) {
+            // As many bytes as there are names of flags, once.
+            Some(long) if arg.get_action().takes_values() => arg.value_name(&*long.leak()),
+            _ => arg,
+        })
+    })
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -180,7 +191,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     let Some(command) = cli.command else {
-        write!(out, "{}", Cli::command().render_help())?;
+        write!(out, "{}", command().render_help())?;
         return Ok(());
     };
     log_to(cli.log_file.as_deref(), &cli.log_level)?;
@@ -296,10 +307,27 @@ mod tests {
 
     #[test]
     fn callers_find_what_they_look_for_in_the_help_of_create() {
-        let mut cli = Cli::command();
+        let mut cli = command();
         let help = cli.find_subcommand_mut("create").expect("the command is declared above").render_help().to_string();
         for wanted in ["--batch-size", "--encrypt", "--type", "tar-rafs"] {
             assert!(help.contains(wanted), "{wanted} is not in\n{help}");
+        }
+    }
+
+    #[test]
+    fn flags_that_exclude_each_other_are_named_as_callers_expect() {
+        let conflicts = [
+            ("--blob-dir d", "'--blob-dir <blob-dir>'"),
+            ("--blob b", "'--blob <blob>'"),
+            ("--blob-inline-meta", "'--blob-inline-meta'"),
+            ("--compressor zstd", "'--compressor <compressor>'"),
+        ];
+        for (flag, name) in conflicts {
+            let line = format!("nydus-image create -t targz-ref {flag} --blob-cache-dir c in");
+            let error =
+                command().try_get_matches_from(line.split(' ')).expect_err("they exclude each other").to_string();
+            let wanted = format!("argument {name} cannot be used with '--blob-cache-dir <blob-cache-dir>'");
+            assert!(error.contains(&wanted), "{error}");
         }
     }
 

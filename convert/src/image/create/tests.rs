@@ -202,17 +202,23 @@ fn a_cache_holds_plain_chunks_at_their_plain_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("tar");
     tar(&archive, &[("a", b"one"), ("b", &[7; 5000])]);
+    let gzip = dir.path().join("tar.gz");
+    let mut encoder = flate2::write::GzEncoder::new(File::create(&gzip).unwrap(), flate2::Compression::fast());
+    io::copy(&mut File::open(&archive).unwrap(), &mut encoder).unwrap();
+    encoder.finish().unwrap();
     let recipe = Recipe { compressor: Compressor::None, chunk_size: 4096, ..Recipe::default() };
-    let request =
-        Request { recipe, blob: BlobPlace::Cache(dir.path().to_owned()), ..request(Source::Tar, &archive, dir.path()) };
-    let report = create(&request).unwrap();
-    let data = fs::read(dir.path().join(format!("{}.blob.data", report.blobs[0]))).unwrap();
-    assert_eq!(
-        (data.len(), &data[..4], data[4096], data[8192 + 903], data[8192 + 904]),
-        (12288, &b"one\0"[..], 7, 7, 0)
-    );
-    let meta = fs::read(dir.path().join(format!("{}.blob.meta", report.blobs[0]))).unwrap();
-    assert_eq!(meta.len(), 8192, "the table in a page, and its header");
+    for (source, path) in [(Source::Tar, &archive), (Source::Reference, &gzip)] {
+        let request =
+            Request { recipe, blob: BlobPlace::Cache(dir.path().to_owned()), ..request(source, path, dir.path()) };
+        let report = create(&request).unwrap();
+        let data = fs::read(dir.path().join(format!("{}.blob.data", report.blobs[0]))).unwrap();
+        assert_eq!(
+            (data.len(), &data[..4], data[4096], data[8192 + 903], data[8192 + 904]),
+            (12288, &b"one\0"[..], 7, 7, 0)
+        );
+        let meta = fs::read(dir.path().join(format!("{}.blob.meta", report.blobs[0]))).unwrap();
+        assert_eq!(meta.len(), 8192, "the table in a page, and its header");
+    }
 }
 
 #[test]
