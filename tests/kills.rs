@@ -2,7 +2,7 @@
 //! nothing is left that the same kill leaves on containerd's own overlayfs.
 //!
 //! The moments come from a seed, which is printed; `SHOAL_SEED` gives one, `SHOAL_ROUNDS` the number of kills of each program.
-#![expect(clippy::print_stdout, reason = "the seed is for whoever wants the same moments again")]
+#![expect(clippy::print_stdout, reason = "what was killed when is for people to read")]
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use nydus_tests::moments::{Moments, rounds};
 use nydus_tests::needs::{CONTAINERD, met};
 use nydus_tests::process::{run, shoal};
 use nydus_tests::registry::Registry;
@@ -23,30 +24,6 @@ enum Victim {
     Snapshotter,
     Nydusd,
     Containerd,
-}
-
-/// Reads what a seed stands for, one number after another.
-struct Moments(u64);
-
-impl Moments {
-    fn from_environment() -> Result<Self> {
-        let seed = match std::env::var("SHOAL_SEED") {
-            Ok(text) => text.parse().context("SHOAL_SEED is a number")?,
-            Err(_) => u64::from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos()),
-        };
-        println!("SHOAL_SEED={seed} gives the same moments again");
-        Ok(Self(seed))
-    }
-
-    /// Some part of `whole`.
-    fn within(&mut self, whole: Duration) -> Duration {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        whole.mul_f64((self.0 >> 33) as f64 / f64::from(1_u32 << 31))
-    }
-}
-
-fn rounds() -> Result<usize> {
-    std::env::var("SHOAL_ROUNDS").map_or(Ok(3), |text| text.parse().context("SHOAL_ROUNDS is a number"))
 }
 
 /// Pulls, prepares, mounts, reads and removes; what fails because of a kill fails, and is told.
@@ -202,7 +179,7 @@ async fn nothing_is_left_after_a_kill_that_overlayfs_would_not_leave() -> Result
         whole.push(took);
     }
 
-    for number in 0..rounds()? {
+    for number in 0..rounds(3)? {
         for victim in [Victim::Snapshotter, Victim::Nydusd, Victim::Containerd] {
             let moment = moments.within(whole[0]);
             let left = round(&mut ours, &named("nydus"), victim, moment, number * 3 + victim as usize).await?;

@@ -1,6 +1,9 @@
 //! What `nydusify convert` meets on its way to the target: registries that restart, forget, refuse, hurry and lie,
 //! its own sudden death, and proxies. Whatever happens, no tag appears before the image was read back.
 
+#[path = "push/deaths.rs"]
+mod deaths;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -11,8 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 use axum::http::{Method, StatusCode};
 use nix::mount::{MsFlags, mount, umount};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use nydus_backend::registry::Client;
 use nydus_tests::authority::Authority;
 use nydus_tests::converted::Converted;
@@ -242,70 +243,6 @@ async fn an_image_that_cannot_be_read_back_as_pushed_is_not_tagged() -> Result<(
     ensure!(said(&output).contains("nothing was tagged"), "it does not say so:\n{}", said(&output));
     ensure!(!has_tag(&other.host).await?, "a damaged image has its tag");
     Ok(())
-}
-
-/// Where the converter is killed: at the n-th request (from 0) of a kind.
-const DEATHS: [(&str, usize); 7] =
-    [("ask", 0), ("open", 1), ("send", 0), ("close", 0), ("close", 2), ("read", 1), ("manifest", 0)];
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_conversion_leaves_nothing_half_done_and_the_next_one_goes_on() -> Result<()> {
-    if !met(NEEDS) {
-        return Ok(());
-    }
-    let bed = Bed::new("kill").await?;
-    let other = Registry::start(&bed.scratch.dir("other")?)?;
-    std::fs::create_dir(bed.work())?;
-    for (at, number) in DEATHS {
-        let tally = Tally::default();
-        let victim = Arc::new(Mutex::new(None));
-        let moods = {
-            let (tally, victim) = (tally.clone(), Arc::clone(&victim));
-            move |asked: &Asked<'_>| {
-                let step = step(asked);
-                if tally.add(step) == number
-                    && step == at
-                    && let Some(pid) = *victim.lock().expect("no holder of this lock panics")
-                {
-                    kill(pid, Signal::SIGKILL).expect("it waits for this answer");
-                    return Mood::Refuse(StatusCode::BAD_GATEWAY, None);
-                }
-                Mood::Fair
-            }
-        };
-        let moody = Moody::start(&other.host, moods).await?;
-        let mut command = bed.convert(&bed.registry.host, &moody.host)?;
-        let output_json = bed.scratch.path().join("output.json");
-        command.arg("--output-json").arg(&output_json).stdin(Stdio::null()).stderr(Stdio::null());
-        let status = {
-            let mut held = victim.lock().expect("no holder of this lock panics");
-            let child = command.spawn()?;
-            *held = Some(Pid::from_raw(i32::try_from(child.id())?));
-            child
-        };
-        let status = tokio::task::spawn_blocking(move || {
-            let mut child = status;
-            child.wait()
-        })
-        .await??;
-        ensure!(status.code().is_none(), "it was not killed at {at} {number}: {status}, {tally:?}");
-        ensure!(!has_tag(&other.host).await?, "killed at {at} {number}, it left a tag");
-        let left: Vec<_> = std::fs::read_dir(bed.work())?.flatten().map(|entry| entry.file_name()).collect();
-        ensure!(left.is_empty(), "killed at {at} {number}, it left {left:?} in the work directory");
-        ensure!(!output_json.exists(), "killed at {at} {number}, it left a report");
-    }
-    let tally = Tally::default();
-    let counting = tally.clone();
-    let moody = Moody::start(&other.host, move |asked| {
-        counting.add(step(asked));
-        Mood::Fair
-    });
-    let moody = moody.await?;
-    let output = ended(&mut bed.convert(&bed.registry.host, &moody.host)?).await?;
-    ensure!(output.status.success(), "the conversion after the kills failed:\n{}", said(&output));
-    // The last death was when everything but the manifest was there.
-    ensure!(tally.get("send") == 0 && tally.get("close") == 0, "what was there was sent again: {tally:?}");
-    bed.is_right(&other.host).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

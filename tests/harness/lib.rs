@@ -22,6 +22,7 @@ pub mod gate;
 pub mod image;
 pub mod liar;
 pub mod manner;
+pub mod moments;
 pub mod moody;
 mod multiplex;
 pub mod needs;
