@@ -1,4 +1,7 @@
 //! The sudden death of the converter: at every step of a push, and at any moment of all it does.
+//!
+//! The moments come from a seed, which is printed; `SHOAL_SEED` gives one, `SHOAL_ROUNDS` the number of kills.
+#![expect(clippy::print_stdout, reason = "what was killed when is for people to read")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};

@@ -8,7 +8,7 @@ use nydusd::api::types::DaemonState;
 use super::daemon::{Place, can_mount, wait_for};
 use super::fixture::{describe, differences, file, manifest};
 use super::origin::{Mood, Origin};
-use super::readers::reader;
+use super::readers::{How, reader};
 use super::{BUILT, block_on, over};
 
 #[test]
@@ -92,6 +92,46 @@ fn an_outage_longer_than_the_deadline_is_an_error_then_and_forgotten_afterwards(
     let found = differences(&describe(&place.mnt()), &manifest("manifest-base.jsonl"), BUILT);
     assert_eq!(found, Vec::<String>::new());
     assert_eq!(block_on(daemon.client().info()).unwrap().state, DaemonState::Running);
+}
+
+#[test]
+fn a_cold_read_waits_for_its_deadline_to_the_end_and_no_longer_and_then_it_is_eio() {
+    if !can_mount() {
+        return;
+    }
+    // One request of the kernel has half of it. A direct read is one; where its read-ahead failed, the kernel asks again.
+    let deadline = Duration::from_secs(6);
+    let (requests, slack) = ([(How::Direct, 1), (How::Read, 2)], Duration::from_millis(1500));
+    for down in [false, true] {
+        let mut origin = Origin::serve(file("v6-none", "blobs"), Mood::Hold);
+        if down {
+            origin.fall();
+        }
+        for (how, requests) in requests {
+            // What an earlier failure says of a source is not for the next read's time.
+            let place = Place::new();
+            let mut config = place.config(origin.backend());
+            config["read_deadline"] = deadline.as_secs().into();
+            let _daemon = place.start_with(&file("v6-none", "bootstrap"), &config);
+            let began = Instant::now();
+            let mut reading = how.read(&place.mnt().join("sizes/m3_5"));
+            let status = reading.wait().unwrap();
+            let took = began.elapsed();
+            let whole = deadline / 2 * requests;
+            assert!(!status.success(), "{how:?}: nobody could give the bytes");
+            println!("{how:?}, source {down}: {took:?}");
+            assert!(
+                took >= whole,
+                "{how:?}, source down: {down}: given up after {took:?} of {whole:?}\n{}",
+                place.log()
+            );
+            assert!(
+                took < whole + slack,
+                "{how:?}, source down: {down}: {took:?} instead of {whole:?}\n{}",
+                place.log()
+            );
+        }
+    }
 }
 
 #[test]
