@@ -14,6 +14,8 @@ pub mod metrics;
 pub mod mirror;
 #[cfg(feature = "node")]
 pub mod node;
+#[cfg(feature = "node")]
+mod quantity;
 pub mod registry;
 pub mod route;
 #[cfg(feature = "swarm")]

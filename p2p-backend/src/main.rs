@@ -107,11 +107,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mirror = Mirror::open(config).await?;
     let [listen, health, metrics] =
         mirror.addresses().map(|address| address.map_or_else(String::new, |address| address.to_string()));
+    let swarm = mirror.swarm_address().map_or_else(String::new, |address| address.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         ?listen,
         ?health,
         ?metrics,
+        ?swarm,
         data_dir,
         registries = registries.join(","),
         mirrors = mirrors.join(","),

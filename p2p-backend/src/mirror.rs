@@ -9,6 +9,7 @@
 mod allow;
 mod answer;
 pub mod config;
+mod driver;
 mod fetch;
 mod filling;
 mod health;
@@ -38,11 +39,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::node::{Bound, NodeError};
+
 pub use config::{Config, ConfigError};
 pub use quota::StoreError;
 pub use upstream::PrepareError;
 
 use allow::Rights;
+use driver::Driver;
 use fetch::Fetcher;
 use health::Health;
 use ledger::Ledger;
@@ -75,6 +79,9 @@ pub enum MirrorError {
     /// A mirror or registry of the configuration cannot be used.
     #[error("cannot prepare the upstreams: {0}")]
     Upstream(#[from] PrepareError),
+    /// It cannot be a node among others.
+    #[error("cannot start the swarm: {0}")]
+    Node(#[from] NodeError),
     /// There is no randomness.
     #[error("cannot read /dev/urandom: {0}")]
     Random(std::io::Error),
@@ -90,6 +97,7 @@ pub struct Mirror {
     drain: Duration,
     stall: Duration,
     ledger: Ledger,
+    swarm: Option<(Arc<Driver>, Bound)>,
 }
 
 impl Mirror {
@@ -108,6 +116,18 @@ impl Mirror {
         let upstream = Upstream::new(&config, id.clone(), metrics.clone())?;
         let stop = CancellationToken::new();
         let fetcher = Fetcher::new(upstream, metrics, stop.clone());
+        let swarm = match &config.swarm {
+            Some(section) => {
+                let bound = Bound::bind(section.clone(), &config.data_dir).await?;
+                let registries = config.registries.iter().map(|registry| registry.name.clone()).collect();
+                let decisions = section.decisions(registries);
+                let driver = Driver::new(bound.identity(), decisions, store.clone(), fetcher.clone(), stop.clone());
+                // From here on pieces are got by its decisions.
+                drop(fetcher.driver.set(Arc::downgrade(&driver)));
+                Some((driver, bound))
+            }
+            None => None,
+        };
         let reception = Reception {
             registries: config.registries.iter().map(|registry| registry.name.clone()).collect(),
             default_registry: Some(config.default_registry.clone()).filter(|name| !name.is_empty()),
@@ -128,7 +148,16 @@ impl Mirror {
         ];
         let health =
             Health { listen: listeners[0].local_addr().unwrap_or(config.listen), data_dir: config.data_dir.clone() };
-        Ok(Self { server, health, listeners, stop, drain: config.timeouts.drain, stall: config.timeouts.stall, ledger })
+        Ok(Self {
+            server,
+            health,
+            listeners,
+            stop,
+            drain: config.timeouts.drain,
+            stall: config.timeouts.stall,
+            ledger,
+            swarm,
+        })
     }
 
     /// Returns where requests are answered, `/healthy` and `/metrics`; tells ports that were left to the system.
@@ -136,8 +165,26 @@ impl Mirror {
         self.listeners.each_ref().map(|listener| listener.local_addr().ok())
     }
 
+    /// Returns where members of the swarm reach this node, if it is one.
+    pub fn swarm_address(&self) -> Option<SocketAddr> {
+        self.swarm.as_ref().map(|(_, bound)| bound.address())
+    }
+
     /// Answers requests until `quit`; then finishes those under way, for a limited time.
-    pub async fn run(self, quit: CancellationToken) {
+    pub async fn run(mut self, quit: CancellationToken) {
+        let driver = match self.swarm.take() {
+            Some((driver, bound)) => match bound.start(driver.clone()) {
+                Ok(node) => {
+                    driver.attach(node).await;
+                    Some(driver)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "could not start the swarm; this node reads the registries by itself");
+                    Some(driver)
+                }
+            },
+            None => None,
+        };
         let [mirror, healthy, numbers] = self.listeners;
         let server = self.server.clone();
         let answering = self.server.clone();
@@ -179,12 +226,18 @@ impl Mirror {
             () = quit.cancelled() => {}
             () = keeping => {}
         }
+        if let Some(driver) = &driver {
+            driver.leave(self.drain).await;
+        }
         let drained = async { while serving.join_next().await.is_some() {} };
         if tokio::time::timeout(self.drain, drained).await.is_err() {
             tracing::warn!(after = ?self.drain, "requests are still being answered; cutting them off");
             serving.shutdown().await;
         }
         self.stop.cancel();
+        if let Some(driver) = driver {
+            driver.finish().await;
+        }
         self.server.fetcher.finish().await;
         self.server.keep_rights(&self.ledger).await;
     }

@@ -24,7 +24,7 @@ mod vouching;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, UdpSocket};
@@ -101,7 +101,7 @@ pub struct Node {
     members: Members,
     quit: CancellationToken,
     joining: JoinHandle<()>,
-    serving: JoinHandle<()>,
+    serving: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Bound {
@@ -162,7 +162,7 @@ impl Bound {
         let server = Arc::new(Server { linker, members: members.clone(), ear, troubles: Mutex::default() });
         let serving = tokio::spawn(server.run(listener, quit.clone()));
         let joining = tokio::spawn(joining.run());
-        Ok(Node { identity, pool, members, quit, joining, serving })
+        Ok(Node { identity, pool, members, quit, joining, serving: Mutex::new(Some(serving)) })
     }
 }
 
@@ -205,11 +205,15 @@ impl Node {
     }
 
     /// Leaves: tells the others, answers no more, and ends what is under way.
-    pub async fn leave(self) {
+    pub async fn leave(&self) {
         self.joining.abort();
         self.members.leave().await;
         self.quit.cancel();
-        let _ = self.serving.await;
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(serving) = serving {
+            // A broken task is as good as an ended one.
+            let _ = serving.await;
+        }
     }
 }
 

@@ -12,6 +12,10 @@ use serde::{Deserialize, Deserializer};
 use url::Url;
 
 use crate::http::Reach;
+use crate::node;
+use crate::quantity::{size, span};
+
+pub use crate::quantity::parse_size;
 
 /// Where the daemon looks when no `--config` is given; a missing file there means the defaults.
 pub const DEFAULT_PATH: &str = "/etc/nydus/nydus-p2p.toml";
@@ -74,6 +78,8 @@ pub struct Config {
     /// The registries that callers may name.
     #[serde(rename = "registry")]
     pub registries: Vec<Registry>,
+    /// The other nodes; none: this node is by itself.
+    pub swarm: Option<node::Config>,
 }
 
 /// How long things may take.
@@ -169,6 +175,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             mirrors: Vec::new(),
             registries: Vec::new(),
+            swarm: None,
         }
     }
 }
@@ -257,6 +264,9 @@ impl Config {
             let reason = format!("`{}` has no [[registry]] entry; add one", self.default_registry);
             return value("default_registry", reason);
         }
+        if let Some(Err((key, reason))) = self.swarm.as_ref().map(node::Config::check) {
+            return value(key, reason);
+        }
         tracing_subscriber::EnvFilter::try_new(&self.log_level).map_err(|source| ConfigError::Value {
             key: "log_level".into(),
             reason: format!("`{}`: {source}; give error, warn, info, debug or trace", self.log_level),
@@ -291,17 +301,6 @@ pub fn canonical(name: &str) -> String {
     }
 }
 
-fn span<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(from)?;
-    parse_span(&text)
-        .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a time such as 500ms, 10s or 2m")))
-}
-
-fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-    let text = String::deserialize(from)?;
-    parse_size(&text).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a size such as 512MiB or 20GiB")))
-}
-
 fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Url, D::Error> {
     let text = String::deserialize(from)?;
     let wrong =
@@ -311,38 +310,6 @@ fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Url, D::Error> {
 
 fn some_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Url>, D::Error> {
     url(from).map(Some)
-}
-
-fn parse_span(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    match unit.trim() {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
-        _ => None,
-    }
-}
-
-/// Parses `20GiB`, `512MiB`, `10GB`, plain bytes.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        "kB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        _ => return None,
-    };
-    number.checked_mul(factor)
 }
 
 #[cfg(test)]
@@ -367,6 +334,7 @@ mod tests {
         assert_eq!(all.mirrors.len(), 1);
         assert_eq!(all.registries.len(), 2);
         assert!(all.registries.iter().any(|registry| registry.lend.is_some()));
+        assert_eq!(format!("{:?}", all.swarm.unwrap()), format!("{:?}", node::Config::default()));
         for key in [
             "listen",
             "health_listen",
@@ -389,6 +357,22 @@ mod tests {
             "name",
             "username",
             "password_file",
+            "advertise",
+            "gossip_listen",
+            "cluster_key_file",
+            "seeds",
+            "zone",
+            "tls",
+            "window",
+            "backlog",
+            "uploads_per_piece",
+            "uploads",
+            "prefetch_rate",
+            "hedge",
+            "silence",
+            "alone",
+            "dead",
+            "summary",
         ] {
             assert!(
                 text.lines().any(|line| line.trim_start_matches("#: ").starts_with(&format!("{key} = "))),
@@ -418,6 +402,20 @@ mod tests {
         assert!(told("[[registry]]\nname = \"x\"\n[[registry]]\nname = \"X\"").contains("twice"));
         assert!(told("default_registry = \"quay.io\"").contains("[[registry]]"));
         assert!(told("log_level = \"nydus=loud\"").contains("log_level"));
+        for (line, key) in [
+            ("cluster_key_file = \"key\"", "swarm.cluster_key_file"),
+            ("advertise = \"0.0.0.0:4011\"", "swarm.advertise"),
+            ("advertise = \"node\"", "10.0.0.3:4011"),
+            ("seeds = [\"http://x\"]", "swarm.seeds"),
+            ("window = 0", "swarm.window"),
+            ("hedge = \"2s\"", "swarm.hedge"),
+            ("silence = \"11m\"", "swarm.silence"),
+            ("zone = \"a b\"", "swarm.zone"),
+            ("hedgee = \"2s\"", "hedge"),
+        ] {
+            let text = told(&format!("[swarm]\n{line}"));
+            assert!(text.contains(key), "{line}: {text}");
+        }
     }
 
     #[test]

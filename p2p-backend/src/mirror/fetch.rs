@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::driver::Driver;
 use super::filling::{Interest, Launch, Step};
 use super::metrics::Metrics;
 use super::pieces::{Claim, Giver, Look, Verdict};
@@ -41,6 +42,12 @@ pub(super) struct Errand {
     pub(super) hops: Vec<String>,
     /// Only the registry's own bytes will do.
     pub(super) no_peer: bool,
+    /// The reader compares what it gets with digests of its own.
+    pub(super) verifies: bool,
+    /// Stands for the caller's token; none if it has none.
+    pub(super) caller: Option<[u8; 32]>,
+    /// Nobody waits for it yet.
+    pub(super) prefetch: bool,
 }
 
 /// What fetches.
@@ -51,11 +58,20 @@ pub(super) struct Fetcher {
     runs: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Who gets pieces where this node is one of a swarm.
+    pub(super) driver: OnceLock<Weak<Driver>>,
 }
 
 impl Fetcher {
     pub(super) fn new(upstream: Upstream, metrics: Arc<Metrics>, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { upstream, metrics, runs: Semaphore::new(RUNS), tasks: TaskTracker::new(), stop })
+        Arc::new(Self {
+            upstream,
+            metrics,
+            runs: Semaphore::new(RUNS),
+            tasks: TaskTracker::new(),
+            stop,
+            driver: OnceLock::new(),
+        })
     }
 
     /// Waits for what it started; nothing may be started any more.
@@ -82,6 +98,9 @@ impl Fetcher {
         within: Range<u64>,
         opened: Option<(Via, Answer)>,
     ) -> Vec<(u64, Interest)> {
+        if let Some(driver) = self.driver.get().and_then(Weak::upgrade) {
+            return driver.launch(pin, errand, within);
+        }
         let at_registry = match &opened {
             Some((via, _)) => *via == Via::Registry,
             None => {
@@ -159,15 +178,16 @@ impl Fetcher {
             return;
         }
         let (fetcher, pin) = (self.clone(), pin.clone());
-        self.tasks.spawn_blocking(move || fetcher.prove_now(&pin));
+        self.tasks.spawn_blocking(move || fetcher.prove_now(&pin).is_some());
     }
 
-    fn prove_now(&self, pin: &Pin) {
+    /// Compares a complete blob with its name, if nobody has; tells whether they match. Blocks.
+    pub(super) fn prove_now(&self, pin: &Pin) -> Option<bool> {
         let bytes = |givers: &[(Giver, u64)], is: fn(&Giver) -> bool| -> u64 {
             givers.iter().filter(|(giver, _)| is(giver)).map(|(_, bytes)| bytes).sum()
         };
-        match pin.prove() {
-            Verdict::NotNow => {}
+        let matches = match pin.prove() {
+            Verdict::NotNow => None,
             Verdict::Proved(givers) => {
                 self.metrics.finished.inc();
                 tracing::info!(
@@ -175,9 +195,11 @@ impl Fetcher {
                     size = pin.size(),
                     from_registry = bytes(&givers, |giver| *giver == Giver::Registry),
                     from_mirrors = bytes(&givers, |giver| matches!(giver, Giver::Mirror(_))),
+                    from_peers = bytes(&givers, |giver| matches!(giver, Giver::Peer(_))),
                     from_before = bytes(&givers, |giver| *giver == Giver::Earlier),
                     "blob finished"
                 );
+                Some(true)
             }
             Verdict::Refuted(givers) => {
                 self.metrics.refuted.inc();
@@ -188,6 +210,7 @@ impl Fetcher {
                         Giver::Mirror(number) => {
                             format!("{}: {bytes}", self.upstream.name(Via::Mirror(*number), "?"))
                         }
+                        Giver::Peer(peer) => format!("member {peer}: {bytes}"),
                         Giver::Earlier => format!("an earlier run: {bytes}"),
                     })
                     .collect();
@@ -197,9 +220,36 @@ impl Fetcher {
                     from = %from.join(", "),
                     "a complete blob does not match its digest; its pieces are dropped and will be read from the registry"
                 );
+                Some(false)
+            }
+        };
+        pin.store().report();
+        matches
+    }
+
+    /// Keeps a piece whose bytes are all there; tells whether it is on the disk. Blocks.
+    pub(super) fn commit_now(&self, pin: &Pin, claim: Claim, giver: Giver) -> bool {
+        let piece = claim.piece();
+        let length = pin.extent(piece).end - pin.extent(piece).start;
+        let room = pin.store().make_room(length);
+        let outcome = claim.commit(giver, room);
+        match &outcome {
+            Ok(true) => {}
+            Ok(false) => {
+                self.metrics.unkept.inc();
+                tracing::debug!(digest = %pin.digest(), piece, "no room for a piece within the quota; passed on without keeping it");
+            }
+            Err(error) => {
+                if error.kind() == std::io::ErrorKind::StorageFull {
+                    // Too late for this piece; the next ones find room.
+                    pin.store().give_up(WINDOW * length);
+                }
+                self.metrics.unkept.inc();
+                tracing::warn!(digest = %pin.digest(), piece, %error, "could not write a piece to the cache; passed on without keeping it");
             }
         }
         pin.store().report();
+        matches!(outcome, Ok(true))
     }
 }
 
@@ -395,35 +445,12 @@ impl Run {
             Via::Registry => Giver::Registry,
             Via::Mirror(number) => Giver::Mirror(number),
         };
-        let piece = claim.piece();
-        let pin = self.pin.clone();
-        let length = pin.extent(piece).end - pin.extent(piece).start;
-        let outcome = tokio::task::spawn_blocking(move || {
-            let room = pin.store().make_room(length);
-            let outcome = claim.commit(giver, room);
-            if let Err(error) = &outcome
-                && error.kind() == std::io::ErrorKind::StorageFull
-            {
-                // Too late for this piece; the next ones find room.
-                pin.store().give_up(WINDOW * length);
-            }
-            outcome
-        })
-        .await;
-        match outcome {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => {
-                self.fetcher.metrics.unkept.inc();
-                tracing::debug!(digest = %self.pin.digest(), piece, "no room for a piece within the quota; passed on without keeping it");
-            }
-            Ok(Err(error)) => {
-                self.fetcher.metrics.unkept.inc();
-                tracing::warn!(digest = %self.pin.digest(), piece, %error, "could not write a piece to the cache; passed on without keeping it");
-            }
+        let (fetcher, pin) = (self.fetcher.clone(), self.pin.clone());
+        let kept = tokio::task::spawn_blocking(move || fetcher.commit_now(&pin, claim, giver)).await;
+        if let Err(error) = kept {
             // The claim went with the thread, and gave the piece back.
-            Err(error) => tracing::error!(%error, "the thread that writes a piece died"),
+            tracing::error!(%error, "the thread that writes a piece died");
         }
-        self.pin.store().report();
         self.fetcher.prove(&self.pin);
     }
 }

@@ -103,6 +103,40 @@ impl Filling {
         self.tick.send_replace(());
     }
 
+    /// Whether it has ended, however.
+    pub(super) fn ended(&self) -> bool {
+        self.flow().end.is_some()
+    }
+
+    /// Adds bytes that begin at offset `at`, as far as they are new and next.
+    pub(super) fn go_on(&self, at: u64, bytes: &Bytes) {
+        let got = self.got();
+        if let Some(new) = got.checked_sub(at).and_then(|skip| usize::try_from(skip).ok())
+            && new < bytes.len()
+        {
+            self.push(bytes.slice(new..));
+        }
+    }
+
+    /// Adds what is missing of the `whole` piece; false if what has come is not its beginning.
+    pub(super) fn complete(&self, whole: &Bytes) -> bool {
+        let mut at = 0;
+        for segment in self.segments() {
+            let end = at + segment.len();
+            if whole.get(at..end) != Some(&segment[..]) {
+                return false;
+            }
+            at = end;
+        }
+        if whole.len() as u64 != self.length {
+            return false;
+        }
+        if at < whole.len() {
+            self.push(whole.slice(at..));
+        }
+        true
+    }
+
     /// Returns all bytes that have come.
     pub(super) fn segments(&self) -> Vec<Bytes> {
         self.flow().segments.iter().map(|(_, bytes)| bytes.clone()).collect()

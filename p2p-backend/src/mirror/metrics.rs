@@ -27,6 +27,12 @@ pub(super) struct Checked {
     pub(super) result: &'static str,
 }
 
+/// What the swarm decided.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Decided {
+    pub(super) event: &'static str,
+}
+
 /// The counters, and the registry that prints them.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -44,6 +50,10 @@ pub(super) struct Metrics {
     pub(super) unkept: Counter,
     pub(super) disk_usage: Gauge,
     pub(super) checks: Family<Checked, Counter>,
+    pub(super) members: Gauge,
+    pub(super) decisions: Family<Decided, Counter>,
+    pub(super) quarantines: Counter,
+    pub(super) to_peers: Counter,
 }
 
 impl Metrics {
@@ -63,13 +73,17 @@ impl Metrics {
             unkept: Counter::default(),
             disk_usage: Gauge::default(),
             checks: Family::default(),
+            members: Gauge::default(),
+            decisions: Family::default(),
+            quarantines: Counter::default(),
+            to_peers: Counter::default(),
             registry: Registry::default(),
         };
         registry.register("requests", "Requests answered, by kind and status", made.requests.clone());
         registry.register_with_unit("served", "Bytes of bodies sent to callers", Unit::Bytes, made.served.clone());
         registry.register_with_unit(
             "source",
-            "Bytes by where they came from: cache (read from our disk), mirror and registry (received)",
+            "Bytes by where they came from: cache (read from our disk), peer, mirror and registry (received)",
             Unit::Bytes,
             made.bytes.clone(),
         );
@@ -95,8 +109,30 @@ impl Metrics {
         );
         registry.register_with_unit("disk_usage", "Bytes of cached pieces", Unit::Bytes, made.disk_usage.clone());
         registry.register("auth_checks", "Checks of callers' rights upstream, by result", made.checks.clone());
+        registry.register(
+            "swarm_members",
+            "Members of the swarm that are ready, this node included",
+            made.members.clone(),
+        );
+        registry.register(
+            "swarm_decisions",
+            "What the swarm decided: hedge, silent, alone, referral, lease",
+            made.decisions.clone(),
+        );
+        registry.register("swarm_quarantines", "Members put in quarantine", made.quarantines.clone());
+        registry.register_with_unit(
+            "swarm_sent",
+            "Bytes of pieces sent to members",
+            Unit::Bytes,
+            made.to_peers.clone(),
+        );
         made.registry = registry;
         made
+    }
+
+    /// Counts bytes that came from members and were kept.
+    pub(super) fn count_peers(&self, bytes: u64) {
+        self.bytes.get_or_create(&Of { source: "peer" }).inc_by(bytes);
     }
 
     /// Returns all of them as OpenMetrics text.

@@ -20,6 +20,7 @@ use sha2::Digest as _;
 use super::filling::{End, Filling, Interest, Launch};
 use super::map::Map;
 use super::quota::Room;
+use crate::swarm::Peer;
 
 /// The grid.
 pub(super) const PIECE: u64 = 1 << 20;
@@ -34,6 +35,8 @@ pub(super) enum Giver {
     Registry,
     /// The configured mirror of this number.
     Mirror(usize),
+    /// A member of the swarm.
+    Peer(Peer),
     /// Somebody, before this process began.
     Earlier,
 }
@@ -307,6 +310,16 @@ impl Blob {
         Some(giver)
     }
 
+    /// Returns the pieces that are there with their sums, and whether the whole was compared with its name.
+    pub(super) fn inventory(&self) -> (Vec<(u64, Sum)>, bool) {
+        let state = self.state();
+        let ready = state.pieces.iter().enumerate().filter_map(|(index, piece)| match piece {
+            Piece::Ready { sum, .. } => Some((index as u64, *sum)),
+            _ => None,
+        });
+        (ready.collect(), state.proof == Proof::Done)
+    }
+
     /// Whether all pieces are there and nobody has compared the whole with its name yet.
     pub(super) fn wants_proof(&self) -> bool {
         let state = self.state();
@@ -427,6 +440,11 @@ impl Claim {
     /// Returns where readers see the bytes come.
     pub(super) fn filling(&self) -> &Filling {
         self.filling.as_ref().expect("a claim has its filling until it ends, and ending takes the claim")
+    }
+
+    /// Returns a hold on the place where readers see the bytes come, which outlives the claim.
+    pub(super) fn shared(&self) -> Option<Arc<Filling>> {
+        self.filling.clone()
     }
 
     /// Ends with all bytes received: keeps them if there is room; blocks. Returns whether they are on the disk.

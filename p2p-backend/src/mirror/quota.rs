@@ -84,6 +84,10 @@ impl Store {
             let path = entry?.path();
             let digest = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<Digest>().ok());
             let is_map = path.extension().is_some_and(|extension| extension == "pieces");
+            // The cache's own id is the node's.
+            if path.ends_with("id") {
+                continue;
+            }
             match digest {
                 Some(digest) if is_map => {
                     let age = path.metadata().and_then(|meta| meta.modified()).ok();
@@ -114,6 +118,37 @@ impl Store {
 
     fn blobs(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Blob>>> {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns where the blobs' files are.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns holds on all blobs.
+    pub(super) fn all(self: &Arc<Self>) -> Vec<Pin> {
+        let digests: Vec<Digest> = self.blobs().keys().copied().collect();
+        digests.iter().filter_map(|digest| self.held(digest)).collect()
+    }
+
+    /// Returns a hold on a blob that is here.
+    pub(super) fn held(self: &Arc<Self>, digest: &Digest) -> Option<Pin> {
+        let blobs = self.blobs();
+        let blob = blobs.get(digest)?.clone();
+        blob.pins.fetch_add(1, Ordering::AcqRel);
+        Some(Pin { store: self.clone(), blob })
+    }
+
+    /// Removes a blob that nobody reads or fills; blocks for a moment.
+    pub(super) fn unlink(&self, digest: &Digest) {
+        let mut blobs = self.blobs();
+        if blobs.get(digest).is_some_and(|blob| blob.pins.load(Ordering::Acquire) == 0)
+            && let Some(blob) = blobs.remove(digest)
+        {
+            blob.unlink();
+        }
+        drop(blobs);
+        self.report();
     }
 
     /// Tells whether something of a blob is here, or on its way.

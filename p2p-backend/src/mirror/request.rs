@@ -14,6 +14,8 @@ use super::config::canonical;
 pub(super) const REGISTRY: &str = "x-dragonfly-registry";
 /// Asks for bytes that come from the registry itself, because those that came before did not verify.
 pub(super) const NO_PEER: &str = "x-shoal-no-peer";
+/// Says that the caller compares what it gets with digests of its own, so that wrong bytes do it no harm.
+pub(super) const VERIFIES: &str = "x-shoal-verifies";
 /// The mirrors that a request has come through, so that it never comes back to one of them.
 pub(super) const HOPS: &str = "x-shoal-hops";
 
@@ -68,6 +70,8 @@ pub(super) struct Ask {
     pub(super) authorization: Option<HeaderValue>,
     /// Whether only the registry's own bytes will do.
     pub(super) no_peer: bool,
+    /// Whether the caller compares what it gets with digests of its own.
+    pub(super) verifies: bool,
     /// Ids of the mirrors that it came through.
     pub(super) hops: Vec<String>,
 }
@@ -153,7 +157,15 @@ impl Reception {
             value.set_sensitive(true);
             value
         });
-        Ok(Ask { registry, target, head, authorization, no_peer: headers.contains_key(NO_PEER), hops })
+        Ok(Ask {
+            registry,
+            target,
+            head,
+            authorization,
+            no_peer: headers.contains_key(NO_PEER),
+            verifies: headers.contains_key(VERIFIES),
+            hops,
+        })
     }
 
     fn registry(&self, query: Option<&str>, headers: &HeaderMap) -> Result<Option<String>, Refused> {
@@ -244,7 +256,7 @@ fn is_tag(text: &str) -> bool {
 }
 
 /// Path components of lower-case letters and digits with `.`, `_`, `-` between them.
-fn is_repo(text: &str) -> bool {
+pub(super) fn is_repo(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     text.len() <= 255
         && text.split('/').all(|part| {

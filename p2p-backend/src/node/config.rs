@@ -2,8 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use crate::quantity::{size, span};
+use crate::swarm;
 
 use super::member::MOST_ZONE;
 
@@ -26,10 +30,37 @@ pub struct Config {
     pub zone: String,
     /// Whether members' connections are encrypted.
     pub tls: bool,
+    /// Pieces of a blob that are asked for at once.
+    pub window: usize,
+    /// A member that has so many pieces to send is not asked.
+    pub backlog: u32,
+    /// Uploads of one piece at a time.
+    pub uploads_per_piece: usize,
+    /// Uploads at a time.
+    pub uploads: usize,
+    /// Bytes per second that prefetch may read from registries on this node; zero is no limit.
+    #[serde(deserialize_with = "size")]
+    pub prefetch_rate: u64,
+    /// The least time without an answer after which a second source is asked.
+    #[serde(deserialize_with = "span")]
+    pub hedge: Duration,
+    /// A source that is silent for so long is left.
+    #[serde(deserialize_with = "span")]
+    pub silence: Duration,
+    /// After so long without progress a node reads the registry itself.
+    #[serde(deserialize_with = "span")]
+    pub alone: Duration,
+    /// How long one who refused or was silent is not asked.
+    #[serde(deserialize_with = "span")]
+    pub dead: Duration,
+    /// What is held is told to everybody at most once in this time.
+    #[serde(deserialize_with = "span")]
+    pub summary: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
+        let decisions = swarm::Config::default();
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], super::discovery::PORT)),
             advertise: None,
@@ -38,6 +69,16 @@ impl Default for Config {
             seeds: Vec::new(),
             zone: String::new(),
             tls: true,
+            window: decisions.window,
+            backlog: decisions.backlog,
+            uploads_per_piece: decisions.uploads_per_piece,
+            uploads: decisions.most_uploads,
+            prefetch_rate: decisions.prefetch_rate,
+            hedge: decisions.hedge,
+            silence: decisions.silence,
+            alone: decisions.alone,
+            dead: decisions.dead,
+            summary: decisions.summary,
         }
     }
 }
@@ -59,6 +100,31 @@ impl Config {
             let reason = format!("`{}` is not a name of at most {MOST_ZONE} visible ASCII characters", self.zone);
             return Err(("swarm.zone", reason));
         }
+        for (key, count, most) in [
+            ("swarm.window", self.window, 1024),
+            ("swarm.backlog", self.backlog as usize, 1024),
+            ("swarm.uploads_per_piece", self.uploads_per_piece, 64),
+            ("swarm.uploads", self.uploads, 1024),
+        ] {
+            if count == 0 || count > most {
+                return Err((key, format!("{count} is out of range; give 1 to {most}")));
+            }
+        }
+        for (key, span, least) in [
+            ("swarm.hedge", self.hedge, 1),
+            ("swarm.silence", self.silence, 50),
+            ("swarm.alone", self.alone, 100),
+            ("swarm.dead", self.dead, 100),
+            ("swarm.summary", self.summary, 1000),
+        ] {
+            if span < Duration::from_millis(least) || span > Duration::from_secs(600) {
+                return Err((key, format!("{span:?} is out of range; give {least}ms to 600s")));
+            }
+        }
+        if self.silence <= self.hedge {
+            let reason = format!("{:?} is not longer than swarm.hedge ({:?})", self.silence, self.hedge);
+            return Err(("swarm.silence", reason));
+        }
         for seed in &self.seeds {
             let odd = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b'@' | b'?' | b'#' | b',');
             if seed.is_empty() || seed.bytes().any(odd) {
@@ -69,7 +135,27 @@ impl Config {
     }
 }
 
-fn some_address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+impl Config {
+    /// Returns the numbers by which the swarm decides; `registries` are those that may be read.
+    pub fn decisions(&self, registries: Vec<String>) -> swarm::Config {
+        swarm::Config {
+            window: self.window,
+            backlog: self.backlog,
+            uploads_per_piece: self.uploads_per_piece,
+            most_uploads: self.uploads,
+            prefetch_rate: self.prefetch_rate,
+            hedge: self.hedge,
+            silence: self.silence,
+            alone: self.alone,
+            dead: self.dead,
+            summary: self.summary,
+            registries,
+            ..swarm::Config::default()
+        }
+    }
+}
+
+fn some_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(from)?;
     if text.is_empty() {
         return Ok(None);

@@ -155,7 +155,9 @@ impl Pool {
                 return self.answer(peer, sender, place, answer).await;
             }
         }
+        let begun = Instant::now();
         let link = self.linker.connect(address, Some(peer)).await?;
+        tracing::debug!(%peer, took = ?begun.elapsed(), "connected");
         let mut sender = begin(link.stream).await?;
         let answer = sender.send_request(request(address, path, body)).await?;
         self.answer(peer, sender, place, answer).await

@@ -74,6 +74,9 @@ impl<'a> Wish<'a> {
             key,
             hops: self.ask.hops.clone(),
             no_peer: self.ask.no_peer,
+            verifies: self.ask.verifies,
+            caller: self.ask.authorization.is_some().then_some(self.caller),
+            prefetch: false,
         })
     }
 }
@@ -158,7 +161,9 @@ impl Server {
 
     fn ask(self: &Arc<Self>, wish: &Wish<'_>, first: Option<Range<u64>>) -> Question {
         // What is here already would be moved for nothing; and bytes are asked of mirrors whose word does not count.
-        let at_once = self.fetcher.upstream.all_trusted() || wish.ask.no_peer;
+        // In a swarm the first bytes come from its members like all others: the question is a question only.
+        let swarm = self.fetcher.driver.get().is_some();
+        let at_once = !swarm && (self.fetcher.upstream.all_trusted() || wish.ask.no_peer);
         let part = first.filter(|_| at_once && !self.store.has(wish.digest)).map(|first| window(&first));
         let errand = wish.errand(lock(&self.rights).key(&wish.caller, wish.what()));
         let (server, digest) = (self.clone(), *wish.digest);

@@ -1,172 +1,25 @@
 //! The program `nydus-p2p` from outside: its flags, its signals, and what a kill leaves.
 #![cfg(feature = "mirror")]
+#![expect(clippy::print_stdout, reason = "what nodes logged is for whoever looks at a failed test")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::ops::Range;
+mod daemon;
+mod registry;
+mod swarm;
+
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sha2::Digest as _;
 
-fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_nydus-p2p"))
-}
+use daemon::{Daemon, config, part, program};
+use registry::{Mode, Registry, blob, noise};
 
 fn check(config: &Path, flags: &[&str]) -> Output {
     program().arg("--config").arg(config).arg("--check-config").args(flags).output().unwrap()
-}
-
-/// How a registry behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Good,
-    /// Accepts, and never answers.
-    Wedged,
-    /// Breaks every body off after so many bytes.
-    Cut(usize),
-    /// 503 for everything.
-    Down,
-}
-
-/// A registry of one blob on plain threads; counts the bytes of bodies.
-struct Registry {
-    name: String,
-    sent: Arc<AtomicUsize>,
-    mode: Arc<Mutex<Mode>>,
-}
-
-impl Registry {
-    fn start(content: Arc<Vec<u8>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let name = listener.local_addr().unwrap().to_string();
-        let (sent, mode) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Mode::Good)));
-        let (counted, wanted) = (sent.clone(), mode.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (content, sent, mode) = (content.clone(), counted.clone(), wanted.clone());
-                std::thread::spawn(move || {
-                    let mode = *mode.lock().unwrap();
-                    // A daemon that was killed is no failure of the registry.
-                    let _ = answer(&stream.unwrap(), &content, &sent, mode);
-                });
-            }
-        });
-        Self { name, sent, mode }
-    }
-
-    fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap() = mode;
-    }
-}
-
-fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode) -> std::io::Result<()> {
-    let (mut head, mut range) = (false, None);
-    for (number, line) in BufReader::new(stream).lines().map_while(Result::ok).enumerate() {
-        if number == 0 {
-            head = line.starts_with("HEAD");
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
-            let (first, last) = value.split_once('-').unwrap();
-            range = Some((first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap().min(content.len() - 1)));
-        }
-        if line.is_empty() {
-            break;
-        }
-    }
-    let (size, mut cut) = (content.len(), usize::MAX);
-    match mode {
-        Mode::Good => {}
-        // Until the other side gives up.
-        Mode::Wedged => return stream.read(&mut [0]).map(drop),
-        Mode::Down => return write!(stream, "HTTP/1.1 503 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
-        Mode::Cut(bytes) => cut = bytes,
-    }
-    let Some((first, last)) = range.filter(|_| !head) else {
-        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
-    };
-    let length = last + 1 - first;
-    write!(
-        stream,
-        "HTTP/1.1 206 Partial Content\r\nContent-Length: {length}\r\nContent-Range: bytes {first}-{last}/{size}\r\nConnection: close\r\n\r\n"
-    )?;
-    let part = &content[first..first + length.min(cut)];
-    stream.write_all(part)?;
-    sent.fetch_add(part.len(), Ordering::SeqCst);
-    Ok(())
-}
-
-/// Bytes without a period.
-fn noise(size: u32) -> Arc<Vec<u8>> {
-    Arc::new((0..size).flat_map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).take(size as usize).collect())
-}
-
-fn blob(repository: &str, content: &[u8]) -> String {
-    format!("/v2/{repository}/blobs/sha256:{}", hex::encode(sha2::Sha256::digest(content)))
-}
-
-/// Asks for a part; returns the status and what came of the body.
-fn part(address: &str, path: &str, range: Range<usize>) -> std::io::Result<(u16, Vec<u8>)> {
-    let mut stream = TcpStream::connect(address)?;
-    let (first, last) = (range.start, range.end - 1);
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nRange: bytes={first}-{last}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let head = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
-    let status = std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap();
-    Ok((status, answer.split_off(head + 4)))
-}
-
-struct Daemon {
-    child: Child,
-    address: String,
-    log: BufReader<std::process::ChildStderr>,
-}
-
-impl Daemon {
-    fn start(config: &Path) -> Self {
-        let mut child = program().arg("--config").arg(config).stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
-        assert!(line.contains("nydus-p2p is ready"), "{line}");
-        let address = line.split_once("listen=\"").unwrap().1.split_once('"').unwrap().0.to_owned();
-        Self { child, address, log }
-    }
-
-    fn get(&self, path: &str) -> Vec<u8> {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        let body = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..body]));
-        answer.split_off(body)
-    }
-
-    fn end(mut self, signal: Signal) -> (Option<i32>, String) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-        let mut log = String::new();
-        self.log.read_to_string(&mut log).unwrap();
-        (self.child.wait().unwrap().code(), log)
-    }
-}
-
-fn config(dir: &Path, registry: &str) -> std::path::PathBuf {
-    let path = dir.join("config.toml");
-    let text = format!(
-        "listen = \"127.0.0.1:0\"\nhealth_listen = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\n\
-         data_dir = \"{}/data\"\ndefault_registry = \"{registry}\"\n\
-         [[registry]]\nname = \"{registry}\"\nurl = \"http://{registry}\"\n",
-        dir.display()
-    );
-    std::fs::write(&path, text).unwrap();
-    path
 }
 
 #[test]

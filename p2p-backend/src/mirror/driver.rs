@@ -1,0 +1,461 @@
+//! Does what the swarm decides: the one place where its decisions meet sockets, the disk and the clock.
+//!
+//! Whatever happens is told to [`Swarm::step`] under one lock, and what it wants done is begun there in order; nothing in here
+//! waits. What takes time is a task that tells of its end: `asking` (a request to a member), `answering` (a member's request to
+//! us), `reading` (a request to the registry). The pieces on their way are `flights`, and who vouches for those that are here is kept
+//! by `vouches`. There are no opinions in here: who is asked, believed or refused is decided in [`swarm`](crate::swarm).
+
+mod answering;
+mod asking;
+mod flights;
+mod reading;
+mod view;
+mod vouches;
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+use nydus_rafs::Digest;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::fetch::{Errand, Fetcher};
+use super::filling::{Filling, Interest, Launch};
+use super::metrics::Decided;
+use super::pieces::{Claim, Giver};
+use super::quota::{Pin, Store};
+use super::upstream::UpstreamError;
+use crate::node::{self, Node};
+use crate::swarm::message::{Origin, Urgency};
+use crate::swarm::port::{Event, Exchange, Failure, Inbound, Input, Order, Output, Reader, Reading, Verdict, Want};
+use crate::swarm::{Config, Object, Peer, Swarm, Time};
+use answering::Saying;
+use flights::{Flights, Owner};
+use vouches::Vouches;
+
+/// The driver of one node; a handle is shared by all its tasks.
+#[derive(Debug)]
+pub(super) struct Driver {
+    me: Weak<Self>,
+    mind: Mutex<Mind>,
+    /// What there is to be looked at at another time than was thought.
+    sooner: Notify,
+    begin: Instant,
+    store: Arc<Store>,
+    fetcher: Arc<Fetcher>,
+    vouches: Vouches,
+    node: OnceLock<Node>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    drained: Notify,
+}
+
+/// What is behind the lock.
+#[derive(Debug)]
+struct Mind {
+    swarm: Swarm,
+    inputs: VecDeque<Input>,
+    next: u64,
+    flights: Flights,
+    wants: HashMap<Want, Wanted>,
+    asking: HashMap<Exchange, asking::Asking>,
+    answering: HashMap<Inbound, Saying>,
+    reading: HashMap<Reading, reading::Read>,
+    /// What the registry last said about an object that could not be had.
+    errors: HashMap<Digest, Arc<UpstreamError>>,
+}
+
+/// What a local reader wants.
+#[derive(Debug)]
+struct Wanted {
+    pin: Pin,
+    errand: Arc<Errand>,
+}
+
+impl Driver {
+    /// Makes the driver of a node that has what is in `store`. It does nothing before [`Driver::attach`].
+    pub(super) fn new(
+        identity: &node::identity::Identity,
+        config: Config,
+        store: Arc<Store>,
+        fetcher: Arc<Fetcher>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let seed = u64::from_le_bytes(identity.peer().0[..8].try_into().expect("eight of 32 bytes"));
+        let seed = seed ^ u64::from(identity.boot());
+        let swarm = Swarm::new(identity.peer(), identity.generation(), config, seed, Time(0));
+        let vouches = Vouches::new(store.dir());
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            mind: Mutex::new(Mind {
+                swarm,
+                inputs: VecDeque::new(),
+                next: 0,
+                flights: Flights::default(),
+                wants: HashMap::new(),
+                asking: HashMap::new(),
+                answering: HashMap::new(),
+                reading: HashMap::new(),
+                errors: HashMap::new(),
+            }),
+            sooner: Notify::new(),
+            begin: Instant::now(),
+            store,
+            fetcher,
+            vouches,
+            node: OnceLock::new(),
+            tasks: TaskTracker::new(),
+            stop,
+            drained: Notify::new(),
+        })
+    }
+
+    /// Tells what the cache has, and begins to drive on the connections of `node`.
+    pub(super) async fn attach(self: &Arc<Self>, node: Node) {
+        let (driver, identity) = (self.clone(), node.identity().clone());
+        let restoring = tokio::task::spawn_blocking(move || {
+            for input in driver.vouches.restore(&driver.store, &identity) {
+                driver.feed(input);
+            }
+        });
+        // A part of the cache that cannot be told of is fetched again.
+        let _ = restoring.await;
+        let table = node.watch();
+        if self.node.set(node).is_err() {
+            return;
+        }
+        self.spawn(self.clone().watch_members(table));
+        self.spawn(self.clone().keep_time());
+    }
+
+    fn node(&self) -> Option<&Node> {
+        self.node.get()
+    }
+
+    fn mind(&self) -> MutexGuard<'_, Mind> {
+        self.mind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.begin.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let stop = self.stop.clone();
+        let task = self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        task.abort_handle()
+    }
+
+    /// Tells the swarm what happened, and begins what it wants done.
+    fn feed(&self, input: Input) {
+        let mut mind = self.mind();
+        self.feed_all(&mut mind, [input]);
+    }
+
+    fn feed_all(&self, mind: &mut Mind, inputs: impl IntoIterator<Item = Input>) {
+        let Some(own) = self.me.upgrade() else { return };
+        let before = mind.swarm.wake();
+        mind.inputs.extend(inputs);
+        while let Some(input) = mind.inputs.pop_front() {
+            let outputs = mind.swarm.step(self.now(), input);
+            for output in outputs {
+                own.carry_out(mind, output);
+            }
+        }
+        if mind.swarm.wake() != before {
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Wakes the swarm when it wants to be.
+    async fn keep_time(self: Arc<Self>) {
+        loop {
+            let wake = self.mind().swarm.wake();
+            let sleeping = async {
+                match wake {
+                    Some(at) => tokio::time::sleep(at.since(self.now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleeping => self.feed(Input::Tick),
+                () = self.sooner.notified() => {}
+            }
+        }
+    }
+
+    /// Begins one thing that the swarm wants done.
+    fn carry_out(self: &Arc<Self>, mind: &mut Mind, output: Output) {
+        match output {
+            Output::Ask { exchange, to, ask } => self.ask(mind, exchange, to, ask),
+            Output::Leave { exchange } => {
+                if let Some(asking) = mind.asking.remove(&exchange) {
+                    asking.leave();
+                }
+            }
+            Output::Keep { from, object, piece } => self.keep(mind, from, object, piece),
+            Output::Reject { exchange, piece } => {
+                if let Some(asking) = mind.asking.get_mut(&exchange) {
+                    asking.take(piece);
+                }
+            }
+            Output::Drop { object, pieces } => {
+                if let Some(pin) = self.store.held(&object.0) {
+                    for piece in pieces.iter() {
+                        pin.drop_piece(u64::from(piece));
+                        self.vouches.forget(&object.0, piece);
+                    }
+                }
+            }
+            // With `trust = "members"` a piece that is kept is one to be given.
+            Output::Trust { .. } => {}
+            Output::Answer { inbound, frame } => {
+                if let Some(saying) = mind.answering.get(&inbound) {
+                    saying.frame(&frame);
+                }
+            }
+            Output::Send { inbound, object, piece, offset, map } => {
+                self.send(mind, inbound, object, piece, offset, &map);
+            }
+            Output::Abort { inbound } => {
+                if let Some(saying) = mind.answering.remove(&inbound) {
+                    saying.abort();
+                }
+            }
+            // Dropping what it is said through ends an answer.
+            Output::Close { inbound } => drop(mind.answering.remove(&inbound)),
+            Output::Read { reading, object, size, origin, pieces, credential } => {
+                self.read(mind, reading, object, size, &origin, pieces, credential);
+            }
+            Output::StopRead { reading } => {
+                if let Some(read) = mind.reading.remove(&reading) {
+                    read.task.abort();
+                    mind.flights.give_back(Owner::Reading(reading), |_, _| None);
+                }
+            }
+            // The server lets a reader in before the reader wants anything.
+            Output::Check { caller, object, origin } => {
+                mind.inputs.push_back(Input::Checked { caller, object, origin, verdict: Verdict::Granted });
+            }
+            Output::Grant { .. } => {}
+            Output::Fail { want, pieces, why } => {
+                let Some(wanted) = mind.wants.get(&want) else { return };
+                let digest = wanted.pin.digest();
+                let told = mind.errors.get(&digest).filter(|_| why != Failure::Forgotten).cloned();
+                let error = told.unwrap_or_else(|| Arc::new(failure(why)));
+                for piece in pieces.iter() {
+                    mind.flights.fail(&digest, piece, &error);
+                }
+            }
+            Output::Report { to, report } => self.report(to, report),
+            Output::Gossip { .. } => {}
+            Output::Unlink { object } => {
+                self.store.unlink(&object.0);
+                self.vouches.forget_all(&object.0);
+            }
+            Output::Drained => self.drained.notify_one(),
+            Output::Quarantine { peer, blame, object, piece } => {
+                self.fetcher.metrics.quarantines.inc();
+                tracing::warn!(
+                    %peer, ?blame, digest = %format_args!("sha256:{}", object.0), piece,
+                    "a member gave wrong bytes or vouched for them; it is not asked for an hour"
+                );
+            }
+            Output::Whole { object } => {
+                if let Some(pin) = self.store.held(&object.0) {
+                    self.prove(pin);
+                }
+            }
+            Output::Count(event) => {
+                let event = match event {
+                    Event::Hedge => "hedge",
+                    Event::Silent => "silent",
+                    Event::Alone => "alone",
+                    Event::Referral => "referral",
+                    Event::Lease => "lease",
+                };
+                self.fetcher.metrics.decisions.get_or_create(&Decided { event }).inc();
+            }
+        }
+    }
+
+    /// Starts to get the run of absent pieces at the beginning of `within`, as [`Fetcher::launch`] does.
+    pub(super) fn launch(&self, pin: &Pin, errand: &Arc<Errand>, within: Range<u64>) -> Vec<(u64, Interest)> {
+        let Some(own) = self.me.upgrade() else { return Vec::new() };
+        let launch = Launch::new(errand.key, errand.no_peer);
+        let mut mind = self.mind();
+        let (claims, interests) = pin.blob().claim(within, &launch);
+        let (Some(first), Some(last)) = (claims.first(), claims.last()) else { return Vec::new() };
+        let Some(pieces) = narrow(first.piece()).zip(narrow(last.piece() + 1)) else { return Vec::new() };
+        let pieces = pieces.0..pieces.1;
+        let object = Object(pin.digest());
+        let numbers: Vec<u64> = claims.iter().map(Claim::piece).collect();
+        let fillings: Vec<Arc<Filling>> = claims.iter().filter_map(Claim::shared).collect();
+        mind.next += 1;
+        let want = Want(mind.next);
+        for claim in claims {
+            mind.flights.board(&pin.digest(), claim, Owner::Want(want));
+        }
+        mind.wants.insert(want, Wanted { pin: pin.clone(), errand: errand.clone() });
+        // What is absent here is lost, whatever was believed; but a piece that did not verify was somebody's lie.
+        let lost = pieces.clone().filter(|_| !errand.no_peer).map(|piece| Input::Lost { object, piece });
+        let reader = Reader { caller: errand.caller, verifies: errand.verifies, no_peer: errand.no_peer };
+        let wish = Input::Want {
+            want,
+            object,
+            size: Some(pin.size()),
+            origin: origin(&errand.registry, &errand.repo),
+            pieces: pieces.clone(),
+            urgency: if errand.prefetch { Urgency::Prefetch } else { Urgency::Demand },
+            order: Order::InOrder,
+            reader,
+        };
+        let inputs: Vec<Input> = lost.chain([wish]).collect();
+        self.feed_all(&mut mind, inputs);
+        drop(mind);
+        self.spawn(async move {
+            while fillings.iter().any(|filling| filling.wanted() && !filling.ended()) {
+                launch.left.notified().await;
+            }
+            own.unwant(want);
+        });
+        numbers.into_iter().zip(interests).collect()
+    }
+
+    fn unwant(&self, want: Want) {
+        let mut mind = self.mind();
+        self.feed_all(&mut mind, [Input::Unwant { want }]);
+        mind.wants.remove(&want);
+        let Mind { flights, reading, .. } = &mut *mind;
+        // What comes from the registry all the same goes where it went.
+        flights.give_back(Owner::Want(want), |digest, piece| {
+            let reads = |(_, read): &(&Reading, &reading::Read)| read.digest == *digest && read.pieces.contains(&piece);
+            reading.iter().find(reads).map(|(reading, _)| Owner::Reading(*reading))
+        });
+    }
+
+    /// Keeps a piece that has come.
+    fn keep(self: &Arc<Self>, mind: &mut Mind, from: Option<Exchange>, object: Object, piece: u32) {
+        let digest = object.0;
+        let (giver, vouched, bytes) = match from {
+            None => (Giver::Registry, None, None),
+            Some(exchange) => {
+                let arrived = mind.asking.get_mut(&exchange).and_then(|asking| asking.take(piece).zip(Some(asking.to)));
+                let Some((arrived, to)) = arrived else {
+                    mind.inputs.push_back(Input::Lost { object, piece });
+                    return;
+                };
+                (Giver::Peer(to), Some(arrived.vouched), Some(arrived.bytes))
+            }
+        };
+        let claim = mind.flights.land(&digest, piece).or_else(|| {
+            // Fetched for others: nobody here has claimed it.
+            let pin = self.store.held(&digest)?;
+            let launch = Launch::new([0; 32], true);
+            pin.blob().claim(u64::from(piece)..u64::from(piece) + 1, &launch).0.pop()
+        });
+        // It is here already, from a time before the swarm knew of it.
+        let Some(claim) = claim else { return };
+        let whole = match &bytes {
+            Some(bytes) => claim.filling().complete(bytes),
+            None => claim.filling().missing() == 0,
+        };
+        if !whole {
+            // What the registry sent of it is something else.
+            drop(claim);
+            mind.inputs.push_back(Input::Wrong { object, pieces: std::iter::once(piece).collect() });
+            return;
+        }
+        if let Some(vouched) = vouched {
+            self.vouches.note(&digest, piece, vouched);
+            self.fetcher.metrics.count_peers(claim.filling().got());
+        }
+        let (own, Some(pin)) = (self.clone(), self.store.held(&digest)) else { return };
+        self.tasks.spawn_blocking(move || {
+            if !own.fetcher.commit_now(&pin, claim, giver) {
+                own.feed(Input::Lost { object, piece });
+                return;
+            }
+            own.vouches.keep(&digest, piece);
+            own.prove(pin);
+        });
+    }
+
+    /// Compares a whole object with its name, if that was not done.
+    fn prove(self: &Arc<Self>, pin: Pin) {
+        if !pin.wants_proof() {
+            return;
+        }
+        let own = self.clone();
+        self.tasks.spawn_blocking(move || {
+            let object = Object(pin.digest());
+            match own.fetcher.prove_now(&pin) {
+                Some(true) => own.feed(Input::Sealed { object }),
+                Some(false) => {
+                    let pieces = (0..pin.pieces()).filter_map(narrow).collect();
+                    own.feed(Input::Wrong { object, pieces });
+                }
+                None => {}
+            }
+        });
+    }
+
+    fn report(self: &Arc<Self>, to: Peer, report: crate::swarm::message::Report) {
+        use crate::swarm::wire::Message as _;
+        let own = self.clone();
+        self.spawn(async move {
+            let Some(node) = own.node() else { return };
+            let Some(member) = view::find(&node.table(), &to) else { return };
+            if let Err(error) = node.report(&member, report.encode().into()).await {
+                tracing::debug!(%to, %error, "news did not arrive");
+            }
+        });
+    }
+
+    /// Leaves the cluster: withdraws what is here, lets what is being sent end, for at most `limit`.
+    pub(super) async fn leave(&self, limit: std::time::Duration) {
+        if let Some(node) = self.node() {
+            node.say_leaving().await;
+        }
+        self.feed(Input::Drain);
+        let _ = tokio::time::timeout(limit, self.drained.notified()).await;
+        if let Some(node) = self.node() {
+            node.leave().await;
+        }
+    }
+
+    /// Waits for what it started; its stop must have been said.
+    pub(super) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Returns where an object is read, as members tell each other.
+fn origin(registry: &str, repo: &str) -> Origin {
+    format!("{registry}/{repo}").into()
+}
+
+/// Returns the number of a piece as members say it; none beyond the largest object.
+fn narrow(piece: u64) -> Option<u32> {
+    u32::try_from(piece).ok().filter(|piece| *piece <= crate::swarm::grid::MOST_PIECES)
+}
+
+fn failure(why: Failure) -> UpstreamError {
+    let reason = match why {
+        Failure::Denied | Failure::Unproved => "the caller's right could not be proved",
+        Failure::Refused => "the registry refuses it to this node and to every member that was asked",
+        Failure::Unavailable => "no member has it, and the registry fails",
+        Failure::Forgotten => "the operator had it forgotten; see `nydusctl swarm forget`",
+    };
+    UpstreamError::Odd { by: "the swarm".into(), reason: reason.into() }
+}

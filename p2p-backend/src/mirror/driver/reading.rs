@@ -1,0 +1,215 @@
+//! Reading from the registry, as the home of a group or in its stead.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use nydus_rafs::Digest;
+use tokio::task::AbortHandle;
+
+use super::flights::Owner;
+use super::{Driver, Mind, narrow};
+use crate::mirror::fetch::Errand;
+use crate::mirror::filling::{Filling, Launch};
+use crate::mirror::quota::Pin;
+use crate::mirror::request::is_repo;
+use crate::mirror::upstream::{Answer, Call, UpstreamError, Via};
+use crate::node::Vouched;
+use crate::registry::head::{content_range, length, no_blob};
+use crate::swarm::Object;
+use crate::swarm::grid::PIECE;
+use crate::swarm::message::Origin;
+use crate::swarm::port::{Credential, Input, ReadEnd, Reading};
+
+/// How often the swarm hears that bytes come.
+const STEP: u64 = 64 << 10;
+
+/// A request that is out.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) task: AbortHandle,
+    pub(super) digest: Digest,
+    pub(super) pieces: Range<u32>,
+}
+
+/// A request that is to be made.
+struct Plan {
+    reading: Reading,
+    object: Object,
+    size: Option<u64>,
+    registry: String,
+    repo: String,
+    pieces: Range<u32>,
+    /// Whose token it is read with.
+    errand: Option<Arc<Errand>>,
+}
+
+impl Driver {
+    #[expect(clippy::too_many_arguments, reason = "they are the fields of one output")]
+    pub(super) fn read(
+        self: &Arc<Self>,
+        mind: &mut Mind,
+        reading: Reading,
+        object: Object,
+        size: Option<u64>,
+        origin: &Origin,
+        pieces: Range<u32>,
+        credential: Credential,
+    ) {
+        let errand = match credential {
+            Credential::Own => None,
+            Credential::Caller(caller) => {
+                let of = |errand: &&Arc<Errand>| errand.caller == Some(caller);
+                let found = mind.wants.values().map(|wanted| &wanted.errand).find(of).cloned();
+                if found.is_none() {
+                    // The caller is gone, and its token with it.
+                    mind.inputs.push_back(Input::ReadEnded { reading, end: ReadEnd::Denied });
+                    return;
+                }
+                found
+            }
+        };
+        let Some((registry, repo)) = origin.split_once('/').filter(|(_, repo)| is_repo(repo)) else {
+            mind.inputs.push_back(Input::ReadEnded { reading, end: ReadEnd::Failed });
+            return;
+        };
+        let (registry, repo) = (registry.to_owned(), repo.to_owned());
+        let range = pieces.clone();
+        tracing::debug!(digest = %object.0, ?pieces, ?credential, "reading the registry");
+        let plan = Plan { reading, object, size, registry, repo, pieces, errand };
+        let own = self.clone();
+        let task = self.spawn(async move {
+            let outcome = own.carry_reading_out(&plan).await;
+            let mut mind = own.mind();
+            let end = match outcome {
+                Ok(()) => ReadEnd::Finished,
+                Err(error) => {
+                    let end = match &error {
+                        UpstreamError::Refused { .. } => ReadEnd::Denied,
+                        UpstreamError::Busy { retry_after, .. } => {
+                            ReadEnd::Later(retry_after.unwrap_or(std::time::Duration::from_secs(1)))
+                        }
+                        _ => ReadEnd::Failed,
+                    };
+                    mind.errors.insert(plan.object.0, Arc::new(error));
+                    end
+                }
+            };
+            mind.reading.remove(&plan.reading);
+            own.feed_all(&mut mind, [Input::ReadEnded { reading: plan.reading, end }]);
+            mind.flights.give_back(Owner::Reading(plan.reading), |_, _| None);
+        });
+        mind.reading.insert(reading, Read { task, digest: object.0, pieces: range });
+    }
+
+    async fn carry_reading_out(self: &Arc<Self>, plan: &Plan) -> Result<(), UpstreamError> {
+        let upstream = &self.fetcher.upstream;
+        let odd = |reason: String| UpstreamError::Odd { by: plan.registry.clone(), reason };
+        let path = format!("/v2/{}/blobs/sha256:{}", plan.repo, plan.object.0);
+        let from = u64::from(plan.pieces.start) * PIECE;
+        let to = u64::from(plan.pieces.end) * PIECE;
+        let call = Call {
+            method: Method::GET,
+            registry: &plan.registry,
+            repo: &plan.repo,
+            path: &path,
+            range: Some(from..plan.size.map_or(to, |size| size.min(to))),
+            accept: None,
+            authorization: plan.errand.as_ref().and_then(|errand| errand.authorization.as_ref()),
+            hops: &[],
+        };
+        let mut answer = upstream.send(Via::Registry, &call).await?;
+        if let Some(reason) = no_blob(&answer.headers) {
+            return Err(odd(format!("answers a range {reason}")));
+        }
+        let (start, size) = match answer.status {
+            StatusCode::PARTIAL_CONTENT => match content_range(&answer.headers) {
+                Some((got, total)) if got.start == from => (from, total.or(plan.size)),
+                got => return Err(odd(format!("answers the range from {from} with {got:?}"))),
+            },
+            StatusCode::OK => (0, length(&answer.headers).or(plan.size)),
+            status => return Err(odd(format!("answers a range with {status}"))),
+        };
+        let Some(size) = size.filter(|size| plan.size.is_none_or(|known| known == *size)) else {
+            return Err(odd(format!("says {size:?} where the blob has {:?} bytes", plan.size)));
+        };
+        let (store, digest) = (self.store.clone(), plan.object.0);
+        let pinned = tokio::task::spawn_blocking(move || store.pin(digest, size)).await.ok().flatten();
+        let pin = pinned.ok_or_else(|| odd("disagrees with others about the size of the blob".into()))?;
+        let end = pin.pieces().min(u64::from(plan.pieces.end));
+        let mut at = start;
+        let mut rest = bytes::Bytes::new();
+        for piece in u64::from(plan.pieces.start)..end {
+            self.receive_piece(plan, &pin, piece, &mut answer, &mut at, &mut rest).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes of one piece; `at` is where the next ones belong, `rest` those that came already.
+    async fn receive_piece(
+        self: &Arc<Self>,
+        plan: &Plan,
+        pin: &Pin,
+        piece: u64,
+        answer: &mut Answer,
+        at: &mut u64,
+        rest: &mut bytes::Bytes,
+    ) -> Result<(), UpstreamError> {
+        let Some(number) = narrow(piece) else { return Ok(()) };
+        let (extent, digest) = (pin.extent(piece), plan.object.0);
+        let filling = self.filling(plan.reading, pin, number);
+        let mut hash = blake3::Hasher::new();
+        let mut told = 0;
+        while *at < extent.end {
+            if rest.is_empty() {
+                *rest = self.fetcher.upstream.next(answer).await?.ok_or_else(|| UpstreamError::Odd {
+                    by: plan.registry.clone(),
+                    reason: "ended the body early".into(),
+                })?;
+            }
+            // A host that ignores ranges sends what is before it, too.
+            let skip = extent.start.saturating_sub(*at).min(rest.len() as u64);
+            if skip > 0 {
+                let _ = rest.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
+                *at += skip;
+                continue;
+            }
+            let take = (extent.end - *at).min(rest.len() as u64);
+            let bytes = rest.split_to(usize::try_from(take).unwrap_or(usize::MAX));
+            hash.update(&bytes);
+            let place = *at - extent.start;
+            *at += take;
+            if let Some(filling) = &filling {
+                filling.go_on(place, &bytes);
+            }
+            let got = *at - extent.start;
+            if told == 0 || got >= told + STEP {
+                told = got;
+                let got = u32::try_from(got).unwrap_or(u32::MAX);
+                self.feed(Input::ReadBytes { reading: plan.reading, piece: number, got });
+            }
+        }
+        let sum = *hash.finalize().as_bytes();
+        if filling.is_some()
+            && let Some(node) = self.node()
+        {
+            self.vouches.note(&digest, number, Vouched::sign(node.identity(), &digest, number, sum));
+        }
+        self.feed(Input::ReadPiece { reading: plan.reading, piece: number, sum });
+        Ok(())
+    }
+
+    /// Returns where the bytes of a piece go; none if it is here already.
+    fn filling(&self, reading: Reading, pin: &Pin, piece: u32) -> Option<Arc<Filling>> {
+        let mut mind = self.mind();
+        let digest = pin.digest();
+        if mind.flights.filling(&digest, piece).is_none() {
+            // For others: nobody here has claimed it.
+            let launch = Launch::new([0; 32], true);
+            let within = u64::from(piece)..u64::from(piece) + 1;
+            let claim = pin.blob().claim(within, &launch).0.pop()?;
+            mind.flights.board(&digest, claim, Owner::Reading(reading));
+        }
+        mind.flights.filling(&digest, piece)
+    }
+}

@@ -1,0 +1,96 @@
+//! A registry of one blob, and the blob.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use sha2::Digest as _;
+
+/// How a registry behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Good,
+    /// Accepts, and never answers.
+    Wedged,
+    /// Breaks every body off after so many bytes.
+    Cut(usize),
+    /// 503 for everything.
+    Down,
+}
+
+/// A registry of one blob on plain threads; counts the bytes of bodies.
+pub(crate) struct Registry {
+    pub(crate) name: String,
+    pub(crate) sent: Arc<AtomicUsize>,
+    mode: Arc<Mutex<Mode>>,
+}
+
+impl Registry {
+    pub(crate) fn start(content: Arc<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let name = listener.local_addr().unwrap().to_string();
+        let (sent, mode) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Mode::Good)));
+        let (counted, wanted) = (sent.clone(), mode.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (content, sent, mode) = (content.clone(), counted.clone(), wanted.clone());
+                std::thread::spawn(move || {
+                    let mode = *mode.lock().unwrap();
+                    // A daemon that was killed is no failure of the registry.
+                    let _ = answer(&stream.unwrap(), &content, &sent, mode);
+                });
+            }
+        });
+        Self { name, sent, mode }
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+    }
+}
+
+fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode) -> std::io::Result<()> {
+    let (mut head, mut range) = (false, None);
+    for (number, line) in BufReader::new(stream).lines().map_while(Result::ok).enumerate() {
+        if number == 0 {
+            head = line.starts_with("HEAD");
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+            let (first, last) = value.split_once('-').unwrap();
+            range = Some((first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap().min(content.len() - 1)));
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let (size, mut cut) = (content.len(), usize::MAX);
+    match mode {
+        Mode::Good => {}
+        // Until the other side gives up.
+        Mode::Wedged => return stream.read(&mut [0]).map(drop),
+        Mode::Down => return write!(stream, "HTTP/1.1 503 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+        Mode::Cut(bytes) => cut = bytes,
+    }
+    let Some((first, last)) = range.filter(|_| !head) else {
+        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
+    };
+    let length = last + 1 - first;
+    write!(
+        stream,
+        "HTTP/1.1 206 Partial Content\r\nContent-Length: {length}\r\nContent-Range: bytes {first}-{last}/{size}\r\nConnection: close\r\n\r\n"
+    )?;
+    let part = &content[first..first + length.min(cut)];
+    stream.write_all(part)?;
+    sent.fetch_add(part.len(), Ordering::SeqCst);
+    Ok(())
+}
+
+/// Bytes without a period.
+pub(crate) fn noise(size: u32) -> Arc<Vec<u8>> {
+    Arc::new((0..size).flat_map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).take(size as usize).collect())
+}
+
+pub(crate) fn blob(repository: &str, content: &[u8]) -> String {
+    format!("/v2/{repository}/blobs/sha256:{}", hex::encode(sha2::Sha256::digest(content)))
+}
