@@ -66,6 +66,7 @@ impl Ear for Driver {
         let Some(own) = self.me.upgrade() else { return Err("this node is ending".into()) };
         let (saying, says) = mpsc::unbounded_channel();
         let (sender, parts) = mpsc::channel(WAITING);
+        tracing::trace!(%from, group = ask.group, mask = ?ask.mask, manner = ?ask.manner, "a member asks");
         let mut mind = self.mind();
         mind.next += 1;
         let inbound = Inbound(mind.next);

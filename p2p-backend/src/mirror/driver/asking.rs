@@ -126,6 +126,7 @@ impl Receiver {
             Record::Message(message) => {
                 self.arrive(None);
                 let Ok(frame) = Frame::decode(&message) else { return false };
+                tracing::trace!(exchange = ?self.exchange, ?frame, "a member says");
                 self.driver.feed(Input::Framed { exchange: self.exchange, frame });
             }
             Record::Piece { piece, offset, length } => {
@@ -182,6 +183,7 @@ impl Receiver {
 
     fn end(&mut self, end: End) {
         self.break_off();
+        tracing::trace!(exchange = ?self.exchange, ?end, "an ask ended");
         let mut mind = self.driver.mind();
         self.driver.feed_all(&mut mind, [Input::Ended { exchange: self.exchange, end }]);
         mind.asking.remove(&self.exchange);
