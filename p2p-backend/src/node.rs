@@ -2,10 +2,11 @@
 //!
 //! What is decided about pieces is decided elsewhere; here are the sockets. Every connection is a `link`: TLS by the keys that are
 //! the peers' names (`tls`), then a `proof` that both ends know the cluster [`key`]. `joining` makes a node a member, `members` keeps
-//! the list of them, `server` answers what they ask ([`Ear`]), and [`Node::ask`] asks them, on connections that are kept (`pool`).
+//! the list of them, `server` answers what they ask ([`Ear`]), [`Node::ask`] asks them, on connections that are kept (`pool`), and `gossip` tells everybody.
 
 mod config;
 mod discovery;
+mod gossip;
 pub mod identity;
 mod joining;
 pub mod key;
@@ -33,6 +34,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+pub use gossip::GossipError;
 pub use link::LinkError;
 pub use members::Table;
 pub use pool::AskError;
@@ -44,6 +46,7 @@ pub use server::{BrokenOff, Ear, Parts};
 pub use vouching::Vouched;
 
 use discovery::Discovery;
+use gossip::Gossip;
 use identity::{Identity, IdentityError};
 use joining::Joining;
 use key::{ClusterKeys, KeyError};
@@ -77,6 +80,14 @@ pub enum NodeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Gossip cannot be set up.
+    #[error("cannot listen for gossip on {address} (swarm.gossip_listen): {source}; is another nydus-p2p running?")]
+    Gossip {
+        /// The address.
+        address: SocketAddr,
+        /// What is wrong.
+        source: GossipError,
+    },
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -91,6 +102,7 @@ pub struct Bound {
     tls: Option<Tls>,
     listener: TcpListener,
     socket: UdpSocket,
+    gossip: gossip::Bound,
 }
 
 /// A member of a cluster.
@@ -99,6 +111,7 @@ pub struct Node {
     identity: Arc<Identity>,
     pool: Arc<Pool>,
     members: Members,
+    gossip: Gossip,
     quit: CancellationToken,
     joining: JoinHandle<()>,
     serving: Mutex<Option<JoinHandle<()>>>,
@@ -119,8 +132,11 @@ impl Bound {
         // The port that the system chose is the same for both.
         let address = listener.local_addr().map_err(failed("TCP"))?;
         let socket = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
+        let address = config.gossip_listen;
+        let bound = gossip::Bound::bind(&identity, address).await;
+        let gossip = bound.map_err(|source| NodeError::Gossip { address, source })?;
         let tls = if config.tls { Some(Tls::new(&identity)?) } else { None };
-        Ok(Self { config, identity: Arc::new(identity), keys, tls, listener, socket })
+        Ok(Self { config, identity: Arc::new(identity), keys, tls, listener, socket, gossip })
     }
 
     /// Returns who it is.
@@ -135,13 +151,14 @@ impl Bound {
 
     /// Begins to look for others and to answer them through `ear`.
     pub fn start(self, ear: Arc<dyn Ear>) -> Result<Node, NodeError> {
-        let Self { config, identity, keys, tls, listener, socket } = self;
+        let Self { config, identity, keys, tls, listener, socket, gossip } = self;
         let port = listener.local_addr().map_or(config.listen.port(), |address| address.port());
         let mut address = config.advertise.unwrap_or(SocketAddr::new(config.listen.ip(), port));
         if address.ip().is_unspecified() {
             address.set_ip(own_address());
         }
-        let me = Member::new(identity.peer(), address, &config.zone, identity.boot(), identity.generation());
+        let mut me = Member::new(identity.peer(), address, &config.zone, identity.boot(), identity.generation());
+        me.gossip = gossip.port;
         let sealer = Sealer::new(&identity, &keys)?;
         let opener = Opener::new(identity.peer(), keys.clone());
         let members = Members::start(Start { me, socket, sealer, opener });
@@ -158,11 +175,13 @@ impl Bound {
             alone: Seldom::default(),
             chance: rand::make_rng(),
         };
+        let heard = ear.clone();
+        let gossip = gossip.start(identity.peer(), members.watch(), move |from, text| heard.gossiped(from, text));
         let quit = CancellationToken::new();
         let server = Arc::new(Server { linker, members: members.clone(), ear, troubles: Mutex::default() });
         let serving = tokio::spawn(server.run(listener, quit.clone()));
         let joining = tokio::spawn(joining.run());
-        Ok(Node { identity, pool, members, quit, joining, serving: Mutex::new(Some(serving)) })
+        Ok(Node { identity, pool, members, gossip, quit, joining, serving: Mutex::new(Some(serving)) })
     }
 }
 
@@ -191,6 +210,11 @@ impl Node {
     pub async fn report(&self, to: &Member, report: Bytes) -> Result<(), AskError> {
         let mut answer = self.pool.send(to.peer(), to.address, server::REPORT, report).await?;
         answer.whole(4096).await.map(drop)
+    }
+
+    /// Tells everybody.
+    pub fn gossip(&self, text: Bytes) {
+        self.gossip.say(text);
     }
 
     /// Forgets connections to those who left.

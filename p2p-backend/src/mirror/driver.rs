@@ -32,6 +32,7 @@ use super::upstream::UpstreamError;
 use crate::node::{self, Node};
 use crate::swarm::message::{Origin, Urgency};
 use crate::swarm::port::{Event, Exchange, Failure, Inbound, Input, Order, Output, Reader, Reading, Verdict, Want};
+use crate::swarm::wire::Message as _;
 use crate::swarm::{Config, Object, Peer, Swarm, Time};
 use answering::Saying;
 use flights::{Flights, Owner};
@@ -257,7 +258,11 @@ impl Driver {
                 }
             }
             Output::Report { to, report } => self.report(to, report),
-            Output::Gossip { .. } => {}
+            Output::Gossip { summary } => {
+                if let Some(node) = self.node() {
+                    node.gossip(summary.encode().into());
+                }
+            }
             Output::Unlink { object } => {
                 self.store.unlink(&object.0);
                 self.vouches.forget_all(&object.0);
@@ -410,7 +415,6 @@ impl Driver {
     }
 
     fn report(self: &Arc<Self>, to: Peer, report: crate::swarm::message::Report) {
-        use crate::swarm::wire::Message as _;
         let own = self.clone();
         self.spawn(async move {
             let Some(node) = own.node() else { return };

@@ -9,7 +9,10 @@ use super::peer::Peer;
 use super::*;
 
 /// Answers an ask with the ask itself and who sent it, in two parts.
-struct Echo;
+#[derive(Default)]
+struct Echo {
+    heard: Mutex<Vec<(Peer, Vec<u8>)>>,
+}
 
 impl Ear for Echo {
     fn asked(&self, from: Peer, ask: &[u8]) -> Result<Parts, String> {
@@ -27,7 +30,9 @@ impl Ear for Echo {
         Ok(())
     }
 
-    fn gossiped(&self, _: Peer, _: &[u8]) {}
+    fn gossiped(&self, from: Peer, text: &[u8]) {
+        self.heard.lock().unwrap().push((from, text.to_vec()));
+    }
 }
 
 /// A node's folder, to be started in again.
@@ -49,7 +54,11 @@ impl Place {
     }
 
     async fn start(&self) -> Node {
-        Bound::bind(self.config.clone(), self.dir.path()).await.unwrap().start(Arc::new(Echo)).unwrap()
+        self.start_with(Arc::default()).await
+    }
+
+    async fn start_with(&self, echo: Arc<Echo>) -> Node {
+        Bound::bind(self.config.clone(), self.dir.path()).await.unwrap().start(echo).unwrap()
     }
 }
 
@@ -98,6 +107,34 @@ async fn nodes_find_each_other_through_one_seed_and_answer_each_other() {
     let gone = third.identity.peer();
     third.leave().await;
     first.until(|table| table.iter().all(|member| member.peer() != gone)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_says_to_everybody_is_heard_by_all_members_and_by_nobody_else() {
+    let ears: [Arc<Echo>; 4] = Default::default();
+    let place = Place::new(7, &[]);
+    let first = place.start_with(ears[0].clone()).await;
+    first.until(ready(1)).await;
+    let second = Place::new(7, &[&first]).start_with(ears[1].clone()).await;
+    let third = Place::new(7, &[&second]).start_with(ears[2].clone()).await;
+    // Of another cluster, and told where to find this one.
+    let stranger = Place::new(8, &[&first]).start_with(ears[3].clone()).await;
+    for node in [&first, &second, &third] {
+        node.until(ready(3)).await;
+    }
+    let heard = |ear: &Echo| ear.heard.lock().unwrap().clone();
+    let begin = std::time::Instant::now();
+    // What is said before the mesh is there is lost; the next one is not.
+    let mut number = 0;
+    while !(ears[..2].iter().all(|ear| heard(ear).iter().any(|(from, _)| *from == third.identity.peer()))) {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", ears.each_ref().map(|ear| heard(ear)));
+        number += 1;
+        third.gossip(format!("news {number}").into());
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    assert!(heard(&ears[0]).iter().all(|(_, text)| text.starts_with(b"news ")));
+    assert!(heard(&ears[3]).is_empty());
+    drop(stranger);
 }
 
 #[tokio::test(flavor = "multi_thread")]

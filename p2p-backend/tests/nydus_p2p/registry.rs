@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use sha2::Digest as _;
 
+/// What a private registry wants to see.
+pub(crate) const TOKEN: &str = "Bearer only-the-callers-have-it";
+
 /// How a registry behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -17,6 +20,10 @@ pub(crate) enum Mode {
     Cut(usize),
     /// 503 for everything.
     Down,
+    /// Gives to those who show [`TOKEN`], and a challenge to everybody else.
+    Private,
+    /// Sends so many bytes, and then waits for so many milliseconds.
+    Slow(usize, u64),
 }
 
 /// A registry of one blob on plain threads; counts the bytes of bodies.
@@ -51,7 +58,7 @@ impl Registry {
 }
 
 fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode) -> std::io::Result<()> {
-    let (mut head, mut range) = (false, None);
+    let (mut head, mut range, mut shown) = (false, None, String::new());
     for (number, line) in BufReader::new(stream).lines().map_while(Result::ok).enumerate() {
         if number == 0 {
             head = line.starts_with("HEAD");
@@ -60,12 +67,25 @@ fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode
             let (first, last) = value.split_once('-').unwrap();
             range = Some((first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap().min(content.len() - 1)));
         }
+        if let Some((name, value)) = line.split_once(": ")
+            && name.eq_ignore_ascii_case("authorization")
+        {
+            shown = value.to_owned();
+        }
         if line.is_empty() {
             break;
         }
     }
-    let (size, mut cut) = (content.len(), usize::MAX);
+    let (size, mut cut, mut pause) = (content.len(), usize::MAX, None);
     match mode {
+        Mode::Private if shown != TOKEN => {
+            return write!(
+                stream,
+                "HTTP/1.1 401 x\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1:1/token\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+        }
+        Mode::Private => {}
+        Mode::Slow(bytes, milliseconds) => pause = Some((bytes, std::time::Duration::from_millis(milliseconds))),
         Mode::Good => {}
         // Until the other side gives up.
         Mode::Wedged => return stream.read(&mut [0]).map(drop),
@@ -81,8 +101,12 @@ fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode
         "HTTP/1.1 206 Partial Content\r\nContent-Length: {length}\r\nContent-Range: bytes {first}-{last}/{size}\r\nConnection: close\r\n\r\n"
     )?;
     let part = &content[first..first + length.min(cut)];
-    stream.write_all(part)?;
-    sent.fetch_add(part.len(), Ordering::SeqCst);
+    let (bytes, pause) = pause.unwrap_or((part.len().max(1), std::time::Duration::ZERO));
+    for part in part.chunks(bytes) {
+        stream.write_all(part)?;
+        sent.fetch_add(part.len(), Ordering::SeqCst);
+        std::thread::sleep(pause);
+    }
     Ok(())
 }
 

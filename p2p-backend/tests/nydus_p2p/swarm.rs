@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::daemon::program;
-use crate::registry::{Registry, blob, noise};
+use crate::registry::{Mode, Registry, TOKEN, blob, noise};
 
 /// A node's folder and process.
 struct Node {
@@ -83,6 +83,24 @@ impl Node {
         ask(&self.listen, "GET", path, "").unwrap()
     }
 
+    fn get_as(&self, path: &str, token: &str) -> (u16, Vec<u8>) {
+        ask(&self.listen, "GET", path, &format!("Authorization: {token}\r\n")).unwrap()
+    }
+
+    fn from_peers(&self) -> u64 {
+        self.metric("nydus_p2p_source_bytes_total{source=\"peer\"}")
+    }
+
+    fn from_registry(&self) -> u64 {
+        self.metric("nydus_p2p_source_bytes_total{source=\"registry\"}")
+    }
+
+    /// Waits until a line of its log has all of these.
+    fn says(&self, words: &[&str]) {
+        let told = || self.log().lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(());
+        until(self.dir.path(), told);
+    }
+
     fn kill(&mut self, signal: Signal) -> Option<i32> {
         let mut child = self.child.take().unwrap();
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
@@ -150,10 +168,156 @@ fn nodes_that_start_at_once_take_a_blob_from_the_registry_once() {
     });
     let sent = registry.sent.load(Ordering::SeqCst);
     assert!(sent <= content.len() * 3 / 2, "the registry sent {sent} bytes of {}", content.len());
-    let from_peers: u64 = nodes.iter().map(|node| node.metric("nydus_p2p_source_bytes_total{source=\"peer\"}")).sum();
+    let from_peers: u64 = nodes.iter().map(Node::from_peers).sum();
     assert!(from_peers as usize >= content.len() * 3 / 2, "{from_peers} bytes came from peers");
     // Each finishes with the whole proved, and says so in a line.
     for node in &nodes {
         until(node.dir.path(), || node.log().contains("blob finished").then_some(()));
+    }
+}
+
+/// Starts so many nodes that know each other.
+fn cluster(registry: &Registry, count: usize) -> Vec<Node> {
+    let mut nodes = vec![Node::start(&registry.name, 7, &[])];
+    while nodes.len() < count {
+        nodes.push(Node::start(&registry.name, 7, &[&nodes[0]]));
+    }
+    nodes.iter().for_each(|node| node.sees(count));
+    nodes
+}
+
+#[test]
+fn a_node_that_is_killed_in_the_middle_costs_no_read() {
+    let content = noise(25_000_000);
+    let path = blob("some/repo", &content);
+    let registry = Registry::start(content.clone());
+    let mut nodes = cluster(&registry, 4);
+    registry.set(Mode::Slow(200_000, 20));
+    let mut victim = nodes.pop().unwrap();
+    let (victims, others) = (victim.listen.clone(), &nodes);
+    std::thread::scope(|scope| {
+        let path = &path;
+        // What becomes of its own readers is their affair.
+        scope.spawn(move || drop(ask(&victims, "GET", path, "")));
+        for node in others {
+            let content = content.clone();
+            scope.spawn(move || {
+                let (status, bytes) = node.get(path);
+                assert_eq!(status, 200);
+                assert!(bytes == *content, "{} bytes, and not the right ones", bytes.len());
+            });
+        }
+        while registry.sent.load(Ordering::SeqCst) < content.len() / 3 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        victim.kill(Signal::SIGKILL);
+    });
+    let sent = registry.sent.load(Ordering::SeqCst);
+    assert!(sent <= content.len() * 2, "the registry sent {sent} bytes of {}", content.len());
+}
+
+#[test]
+fn a_token_that_only_callers_have_opens_its_own_caller_s_way_and_nobody_else_s() {
+    let content = noise(9_000_000);
+    let path = blob("secret/repo", &content);
+    let registry = Registry::start(content.clone());
+    registry.set(Mode::Private);
+    let nodes = cluster(&registry, 3);
+    for token in ["Bearer wrong", "Basic b25seS10aGU="] {
+        let (status, body) = nodes[1].get_as(&path, token);
+        assert_eq!(status, 401, "{}", String::from_utf8_lossy(&body));
+    }
+    std::thread::scope(|scope| {
+        for node in &nodes {
+            scope.spawn(|| assert!(node.get_as(&path, TOKEN) == (200, content.to_vec())));
+        }
+    });
+    let sent = registry.sent.load(Ordering::SeqCst);
+    assert!(sent <= content.len() * 3 / 2, "the registry sent {sent} bytes of {}", content.len());
+    // All of it is here now, for those who may have it.
+    for node in &nodes {
+        for token in ["", "Bearer wrong"] {
+            let (status, body) = node.get_as(&path, token);
+            assert_eq!(status, 401);
+            assert!(!content.windows(64).step_by(1 << 20).any(|part| body.windows(64).any(|told| told == part)));
+        }
+        // The digest under a name of the caller's own is another question.
+        assert_eq!(node.get_as(&blob("own/repo", &content), "Bearer wrong").0, 401);
+        assert!(!node.log().contains("only-the-callers-have-it"), "a token is in a log");
+    }
+}
+
+#[test]
+fn the_registry_may_go_once_one_node_has_it_all() {
+    let content = noise(12_000_000);
+    let path = blob("some/repo", &content);
+    let registry = Registry::start(content.clone());
+    let mut nodes = cluster(&registry, 3);
+    // Who may read it was asked while the registry was there.
+    for node in &nodes {
+        assert_eq!(ask(&node.listen, "HEAD", &path, "").unwrap().0, 200);
+    }
+    assert!(nodes[0].get(&path) == (200, content.to_vec()));
+    registry.set(Mode::Down);
+    assert!(nodes[1].get(&path) == (200, content.to_vec()));
+    // One that comes back has what it had, and says so.
+    let mut first = nodes.remove(0);
+    assert_eq!(first.kill(Signal::SIGTERM), Some(0));
+    nodes[0].sees(2);
+    first.run();
+    nodes[0].sees(3);
+    nodes[1].sees(3);
+    assert_eq!(nodes[0].kill(Signal::SIGTERM), Some(0));
+    nodes[1].sees(2);
+    assert!(nodes[1].get(&path) == (200, content.to_vec()));
+}
+
+#[test]
+fn wrong_bytes_of_a_member_reach_no_reader_and_cost_it_its_trust() {
+    let content = noise(8_000_000);
+    let path = blob("some/repo", &content);
+    let registry = Registry::start(content.clone());
+    let nodes = cluster(&registry, 2);
+    assert!(nodes[0].get(&path) == (200, content.to_vec()));
+    // What its process has checked once is on a disk that lies now.
+    let data = nodes[0].dir.path().join(format!("data/blobs/{}.data", path.rsplit_once(':').unwrap().1));
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes.iter_mut().step_by(1000).for_each(|byte| *byte ^= 1);
+    std::fs::write(&data, bytes).unwrap();
+    let (status, bytes) = nodes[1].get(&path);
+    assert_eq!(status, 200);
+    assert!(bytes == *content, "wrong bytes reached a reader");
+    assert!(nodes[1].metric("nydus_p2p_swarm_quarantines_total") >= 1);
+    nodes[1].says(&["WARN", "it is not asked for an hour", "Bytes"]);
+}
+
+#[test]
+fn strangers_copies_and_the_unreachable_are_told_what_to_do_and_read_by_themselves() {
+    let content = noise(3_000_000);
+    let path = blob("some/repo", &content);
+    let registry = Registry::start(content.clone());
+    let first = Node::start(&registry.name, 7, &[]);
+    first.sees(1);
+    let stranger = Node::start(&registry.name, 8, &[&first]);
+    stranger.says(&["WARN", "the cluster keys differ", "cluster_key_file"]);
+    let mut copy = Node::start(&registry.name, 7, &[&first]);
+    first.sees(2);
+    copy.kill(Signal::SIGKILL);
+    std::fs::copy(first.dir.path().join("data/identity"), copy.dir.path().join("data/identity")).unwrap();
+    copy.run();
+    copy.says(&["ERROR", "a data directory was copied", "remove `identity`"]);
+    first.says(&["ERROR", "a data directory was copied"]);
+    let hidden = Node::start(&registry.name, 7, &[]);
+    let config = hidden.dir.path().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace("seeds = []", &format!("seeds = [{:?}]\nadvertise = \"127.0.0.1:1\"", first.swarm));
+    std::fs::write(&config, text).unwrap();
+    let mut hidden = hidden;
+    hidden.kill(Signal::SIGKILL);
+    hidden.run();
+    hidden.says(&["ERROR", "a member cannot reach us", "swarm.advertise", "127.0.0.1:1"]);
+    for node in [&stranger, &copy, &hidden, &first] {
+        assert!(node.get(&path) == (200, content.to_vec()));
+        assert!(!node.log().contains(&hex::encode([7; 32])) && !node.log().contains(&hex::encode([8; 32])));
     }
 }

@@ -59,6 +59,7 @@ async fn a_mirror_is_asked_first_with_its_headers_and_ours() {
     assert_eq!(seen[0].path(), "/v2/a/b/blobs/sha256:b10b");
     assert_eq!((seen[0].header("x-own"), seen[0].header("x-dragonfly-use-p2p")), ("1", "true"));
     assert_eq!(seen[0].header("x-dragonfly-registry"), origin.url(""));
+    assert_eq!(seen[0].header("x-shoal-verifies"), "1");
     assert_eq!((seen[0].header("x-dragonfly-priority"), seen[1].header("x-dragonfly-priority")), ("6", "3"));
     let counts = route.counters().snapshot();
     assert_eq!((counts.reads, counts.errors, counts.from_mirrors, counts.from_origin), (2, 0, 20, 0));
