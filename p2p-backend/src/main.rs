@@ -79,7 +79,9 @@ fn main() -> anyhow::Result<()> {
     // That a certificate is wrong is told by us, with the name of whose it is.
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)?;
     tracing_subscriber::fmt()
-        .with_env_filter(filter.add_directive("rustls_platform_verifier=off".parse()?))
+        .with_env_filter(
+            filter.add_directive("rustls_platform_verifier=off".parse()?).add_directive("libp2p_swarm=warn".parse()?),
+        )
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();

@@ -140,6 +140,8 @@ impl Server {
     ) {
         let link = match self.linker.accept(stream).await {
             Ok(link) => link,
+            // One that changed its mind, or whom its own end tells.
+            Err(LinkError::Proof(ProofError::Io(error))) => return tracing::debug!(%from, %error, "a member went away"),
             Err(error) => return self.troubles().tell(from, &error),
         };
         let peer = link.peer;
