@@ -114,8 +114,8 @@ fn a_cold_read_waits_for_its_deadline_to_the_end_and_no_longer_and_then_it_is_ei
         let took = began.elapsed();
         assert!(!status.success(), "{how:?}: nobody could give the bytes");
         let whole = deadline / 2 * requests;
-        // Nobody is asked in the last tenth of a second.
-        let within = whole - Duration::from_millis(100) * requests..whole + Duration::from_millis(1500);
+        // Nobody is asked in the last tenth of a second; and a machine may be busy.
+        let within = whole - Duration::from_millis(100) * requests..deadline + Duration::from_secs(2);
         assert!(within.contains(&took), "{how:?}, down: {down}: {took:?} instead of {whole:?}\n{}", place.log());
     };
     std::thread::scope(|scope| {
