@@ -94,6 +94,7 @@ async fn disks_and_clocks_that_fail_cost_no_read_and_no_wrong_byte() -> Result<(
     frail.full_cache().await?;
     frail.failing_calls().await?;
     frail.dying_cache().await?;
+    frail.refusing_root().await?;
     frail.dying_root().await?;
     tokio::task::block_in_place(|| disks::full_work(&bed))
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use crate::process::run;
 pub struct Disk {
     at: PathBuf,
     image: tempfile::NamedTempFile,
+    /// Where the device ends, if a part of it is gone, and what was behind that.
+    lost: Option<(u64, Vec<u8>)>,
 }
 
 impl Disk {
@@ -23,7 +26,7 @@ impl Disk {
     pub fn mount(at: &Path, mib: u64) -> Result<Self> {
         std::fs::create_dir_all(at)?;
         let image = tempfile::NamedTempFile::new()?;
-        let disk = Self { at: at.to_owned(), image };
+        let disk = Self { at: at.to_owned(), image, lost: None };
         disk.format(mib)?;
         disk.attach()?;
         Ok(disk)
@@ -60,9 +63,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Everything behind the first `mib` MiB of the device is gone.
-    pub fn lose_all_behind(&self, mib: u64) -> Result<()> {
-        Ok(self.image.as_file().set_len(mib << 20)?)
+    /// Everything behind the first `mib` MiB of the device is gone, and what of it is not in memory cannot be read.
+    pub fn lose_all_behind(&mut self, mib: u64) -> Result<()> {
+        let (file, end) = (self.image.as_file(), mib << 20);
+        let mut behind = vec![0; usize::try_from(file.metadata()?.len() - end)?];
+        file.read_exact_at(&mut behind, end)?;
+        file.set_len(end)?;
+        self.lost = Some((end, behind));
+        Ok(())
     }
 
     /// The power goes: what is not on the disk by now never will be.
@@ -74,14 +82,18 @@ impl Disk {
     }
 
     /// Comes back with all that is on it, as after a start of the machine.
-    pub fn start_again(&self) -> Result<()> {
+    pub fn start_again(&mut self) -> Result<()> {
         self.detach()?;
+        if let Some((end, behind)) = self.lost.take() {
+            self.image.as_file().write_all_at(&behind, end)?;
+        }
         self.attach()
     }
 
     /// Is replaced by a new one of `mib` MiB.
-    pub fn replace(&self, mib: u64) -> Result<()> {
+    pub fn replace(&mut self, mib: u64) -> Result<()> {
         self.detach()?;
+        self.lost = None;
         self.format(mib)?;
         self.attach()
     }

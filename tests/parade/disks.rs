@@ -1,11 +1,12 @@
 //! What disks and clocks do under the programs of a node.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nydus_tests::bed::Bed;
 use nydus_tests::cache;
 use nydus_tests::disk::Disk;
@@ -25,7 +26,7 @@ pub(crate) struct Frail {
     pub(crate) post: Post,
     cache: Disk,
     root: Disk,
-    clock: std::path::PathBuf,
+    clock: PathBuf,
 }
 
 impl Frail {
@@ -88,33 +89,50 @@ impl Frail {
         for call in ["pwrite64", "fdatasync"] {
             let daemons = self.post.node.nydusd_pids();
             ensure!(daemons.len() == 1, "{daemons:?}");
-            let log = self.post.node.dir.join(format!("{call}.log"));
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-p", &daemons[0].to_string(), "-e", &format!("trace={call}")]);
-            strace.args(["-e", &format!("inject={call}:error=EIO")]);
-            let mut strace = Process::start("strace", strace, &log)?;
-            strace.wait_until(Duration::from_secs(10), || {
-                std::fs::read_to_string(&log).is_ok_and(|text| text.contains("attached"))
-            })?;
+            let mut failing = Failing::calls(daemons[0], call, &self.post.node.dir)?;
             self.read_cold(&format!("{call} of nydusd fails")).await?;
             let ends = call == "fdatasync";
             if ends {
                 // It syncs when it ends.
                 kill(daemons[0], Signal::SIGTERM)?;
             }
-            let begin = Instant::now();
-            while !injected(&log) {
-                ensure!(begin.elapsed() < Duration::from_secs(10), "{call} was never called");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            // A signal ends it as it would have ended anything else; what matters is that it lets go.
-            strace.stop(Duration::from_secs(5))?;
+            failing.met().await?;
+            failing.end()?;
             if ends {
                 self.new_container("synced").await?;
             }
             self.read_cold(&format!("{call} works again")).await?;
         }
         Ok(())
+    }
+
+    /// A new container is refused, and told why; those that run read on.
+    async fn refused(&mut self, fault: &str, words: &[&str]) -> Result<()> {
+        let name = fault.replace([' ', '\''], "-");
+        let started = tokio::time::timeout(Duration::from_secs(40), self.post.start_container(&name)).await?;
+        let refusal = started.err().with_context(|| format!("{fault}: a container was started"))?;
+        let refusal = format!("{refusal:#}");
+        ensure!(words.iter().any(|word| refusal.contains(word)), "{fault}: {refusal}");
+        println!("{fault}: a new container is refused by name");
+        Ok(())
+    }
+
+    /// The snapshotter's disk is full, or takes no writes or syncs, and is well again; nothing is restarted.
+    pub(crate) async fn refusing_root(&mut self) -> Result<()> {
+        let filler = self.root.fill()?;
+        self.refused("snapshotter's disk full", &["No space left on device"]).await?;
+        self.read_cold("snapshotter's disk full").await?;
+        std::fs::remove_file(filler)?;
+        self.new_container("room").await?;
+        for call in ["pwrite64", "fdatasync"] {
+            let fault = format!("{call} of the snapshotter fails");
+            let mut failing = Failing::calls(self.post.node.snapshotter.pid(), call, &self.post.node.dir)?;
+            self.refused(&fault, &["Input/output error"]).await?;
+            failing.met().await?;
+            failing.end()?;
+            self.new_container(call).await?;
+        }
+        self.read_cold("snapshotter's disk well").await
     }
 
     /// The clock jumps by a day, forth and back.
@@ -158,16 +176,41 @@ impl Frail {
         self.read_cold("cache disk replaced").await
     }
 
-    /// The snapshotter's disk turns read-only and comes back with the machine.
+    /// The snapshotter's disk turns read-only, cannot be read, or loses its power, and comes back with the machine.
     pub(crate) async fn dying_root(&mut self) -> Result<()> {
-        // What containerd unpacked and did not sync is on the disk when the kernel likes: here, by now.
-        run(Command::new("sync").arg("-f").arg(self.post.node.dir.join("snap")))?;
+        self.sync_root()?;
         self.root.find_error()?;
         self.read_cold("snapshotter's disk read-only").await?;
-        let refused = tokio::time::timeout(Duration::from_secs(40), self.post.start_container("late")).await?;
-        let refused = format!("{:#}", refused.expect_err("nothing can be written"));
-        ensure!(refused.contains("Read-only file system"), "{refused}");
-        println!("snapshotter's disk read-only: a new container is refused by name");
+        self.refused("snapshotter's disk read-only", &["Read-only file system"]).await?;
+        self.start_machine_again("read-only").await?;
+
+        self.sync_root()?;
+        self.root.lose_all_behind(2)?;
+        let snapshots = std::fs::read_dir(self.post.node.dir.join("snap/snapshots"))?.flatten();
+        let images = snapshots.map(|snapshot| snapshot.path().join("fs/image/image.boot")).filter(|path| path.exists());
+        for path in images.chain([self.post.node.dir.join("snap/metadata.redb")]) {
+            drop_pages(&path)?;
+        }
+        self.read_cold("snapshotter's disk unreadable").await?;
+        self.post.node.snapshotter.crash()?;
+        let refusal = format!("{:#}", self.post.node.restart_snapshotter().expect_err("nothing can be read"));
+        ensure!(refusal.contains("Input/output error") && refusal.contains("metadata.redb"), "{refusal}");
+        println!("snapshotter's disk unreadable: it does not start, by name");
+        self.start_machine_again("unreadable").await?;
+
+        self.sync_root()?;
+        self.root.cut_power()?;
+        self.refused("snapshotter's disk without power", &["Input/output error"]).await?;
+        self.start_machine_again("powerless").await
+    }
+
+    /// What containerd unpacked and did not sync is on the disk when the kernel likes: here, by now.
+    fn sync_root(&self) -> Result<()> {
+        run(Command::new("sync").arg("-f").arg(self.post.node.dir.join("snap"))).map(drop)
+    }
+
+    /// All that holds the snapshotter's disk ends, and starts again once the disk is back.
+    async fn start_machine_again(&mut self, name: &str) -> Result<()> {
         let begin = Instant::now();
         // A process may end in the moment in which it is to be ended, which is told as an error.
         while let Err(error) = self.post.node.containerd.end_containers() {
@@ -183,8 +226,8 @@ impl Frail {
         }
         self.root.start_again()?;
         self.post.node.restart_snapshotter()?;
-        self.new_container("again").await?;
-        self.read_cold("snapshotter's disk back").await
+        self.new_container(name).await?;
+        self.read_cold(&format!("snapshotter's disk back, was {name}")).await
     }
 
     fn kill_nydusd(&self) -> Result<()> {
@@ -208,9 +251,41 @@ impl Frail {
     }
 }
 
-/// Whether strace has made a call fail.
-fn injected(log: &Path) -> bool {
-    std::fs::read_to_string(log).is_ok_and(|text| text.contains("INJECTED"))
+/// System calls of a program fail until this is ended.
+struct Failing {
+    strace: Process,
+    call: &'static str,
+    log: PathBuf,
+}
+
+impl Failing {
+    fn calls(program: Pid, call: &'static str, dir: &Path) -> Result<Self> {
+        let log = dir.join(format!("{call}-{program}.log"));
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-p", &program.to_string(), "-e", &format!("trace={call}")]);
+        strace.args(["-e", &format!("inject={call}:error=EIO")]);
+        let mut strace = Process::start("strace", strace, &log)?;
+        strace.wait_until(Duration::from_secs(10), || {
+            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("attached"))
+        })?;
+        Ok(Self { strace, call, log })
+    }
+
+    /// Waits until one has failed.
+    async fn met(&self) -> Result<()> {
+        let begin = Instant::now();
+        while !std::fs::read_to_string(&self.log).is_ok_and(|text| text.contains("INJECTED")) {
+            ensure!(begin.elapsed() < Duration::from_secs(10), "{} was never called", self.call);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// A signal ends it as it would have ended anything else; what matters is that it lets go.
+    fn end(&mut self) -> Result<()> {
+        self.strace.stop(Duration::from_secs(5))?;
+        Ok(())
+    }
 }
 
 fn drop_pages(path: &Path) -> Result<()> {
