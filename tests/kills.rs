@@ -1,4 +1,4 @@
-//! `kill -9` of the snapshotter, nydusd and containerd at random moments of a container's life: the next container works, and
+//! `kill -9` of the snapshotter, nydusd, the mirror and containerd at random moments of a container's life: the next container works, and
 //! nothing is left that the same kill would not leave on containerd's own overlayfs.
 //!
 //! A containerd that dies while a shim makes or buries its container leaves that shim behind, whatever the snapshotter: where
@@ -27,6 +27,7 @@ use serde_json::json;
 enum Victim {
     Snapshotter,
     Nydusd,
+    Mirror,
     Containerd,
 }
 
@@ -102,7 +103,7 @@ impl Moment {
 }
 
 /// How often a kill is tried on overlayfs at most before it is believed to leave less there.
-const CONTROLS: u32 = 7;
+const CONTROLS: u32 = 11;
 
 /// Pulls, prepares, mounts, reads and removes; what fails because of a kill fails, and is told.
 async fn life(stack: &Stack, image: &str, name: &str) -> Result<()> {
@@ -178,6 +179,10 @@ fn strike(stack: &mut Stack, victim: Victim) -> Result<()> {
                 kill(pid, Signal::SIGKILL)?;
             }
             Ok(())
+        }
+        Victim::Mirror => {
+            stack.mirror.as_mut().context("there is none")?.crash()?;
+            stack.restart_mirror()
         }
         Victim::Containerd => {
             stack.containerd.process.crash()?;
@@ -268,7 +273,7 @@ async fn nothing_is_left_after_a_kill_that_overlayfs_would_not_leave() -> Result
     run(convert.arg("--work-dir").arg(scratch.path().join("work")))?;
 
     let mut moments = Moments::from_environment()?;
-    let mut ours = Stack::start(&scratch.path().join("n"), &registry.host, "nydus", None)?;
+    let mut ours = Stack::mirrored(&scratch.path().join("n"), &registry.host)?;
     let mut control = Stack::start(&scratch.path().join("o"), &registry.host, "overlayfs", None)?;
 
     // How long a life takes when nobody interferes (the first is slower), and that a life alone leaves nothing.
@@ -287,8 +292,10 @@ async fn nothing_is_left_after_a_kill_that_overlayfs_would_not_leave() -> Result
         whole.push(took);
     }
 
+    let asked = ours.mirror.as_ref().is_some_and(|mirror| mirror.log().contains("blob finished"));
+    ensure!(asked, "lives go past the mirror");
     for number in 0..rounds(3)? {
-        for victim in [Victim::Snapshotter, Victim::Nydusd, Victim::Containerd] {
+        for victim in [Victim::Snapshotter, Victim::Nydusd, Victim::Mirror, Victim::Containerd] {
             let moment = match (victim, number % 3) {
                 // When containerd has most in its hands.
                 (Victim::Containerd, 1) => Moment::Step(Step::Starting, moments.within(whole[0] / 8)),

@@ -98,6 +98,17 @@ impl Containerd {
 
     /// Ends and removes all containers; one that cannot be ended does not keep the others.
     pub fn end_containers(&self) -> Result<()> {
+        // What ends by itself in the moment in which it is to be ended is told as an error; at the next look it is gone.
+        for _ in 0..3 {
+            if self.end_listed().is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        self.end_listed()
+    }
+
+    fn end_listed(&self) -> Result<()> {
         let mut outcome = Ok(());
         for namespace in run(self.ctr().args(["namespaces", "ls", "-q"]))?.split_whitespace() {
             for (kind, end) in [("tasks", &["rm", "-f"][..]), ("containers", &["rm"])] {

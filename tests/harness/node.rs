@@ -250,7 +250,13 @@ impl Drop for Node {
     }
 }
 
-fn start_mirror(dir: &Path, config: &Path, health: u16, environment: &[(String, String)]) -> Result<Process> {
+/// Starts a mirror that answers on the port `health` once it is ready.
+pub(crate) fn start_mirror(
+    dir: &Path,
+    config: &Path,
+    health: u16,
+    environment: &[(String, String)],
+) -> Result<Process> {
     let mut command = Command::new(shoal("nydus-p2p")?);
     command.arg("--config").arg(config).envs(environment.iter().cloned());
     let mut mirror = Process::start("nydus-p2p", command, &dir.join("p2p.log"))?;

@@ -13,7 +13,8 @@ use tonic::transport::{Endpoint, Uri};
 
 use crate::containerd::{Containerd, Options};
 use crate::cri::Cri;
-use crate::process::{Process, end_all_below, run, shoal};
+use crate::node::start_mirror;
+use crate::process::{Process, end_all_below, free_port, run, shoal};
 
 /// The namespace that CRI keeps its images in.
 const NAMESPACE: &str = "k8s.io";
@@ -25,6 +26,10 @@ pub struct Stack {
     pub containerd: Containerd,
     /// Our snapshotter, unless this is the control.
     pub snapshotter: Option<Process>,
+    /// The mirror that containerd and nydusd ask first, if there is one.
+    pub mirror: Option<Process>,
+    /// The port on which it says that it is well.
+    health: u16,
     /// The folder of both.
     pub dir: PathBuf,
     name: &'static str,
@@ -34,18 +39,26 @@ impl Stack {
     /// Starts containerd below `dir`, with our snapshotter unless `name` is `overlayfs`; images come from `registry`, over plain
     /// HTTP. `binary` is a containerd that is not the system's.
     pub fn start(dir: &Path, registry: &str, name: &'static str, binary: Option<PathBuf>) -> Result<Self> {
+        Self::build(dir, registry, name, binary, None)
+    }
+
+    /// Starts the system's containerd with our snapshotter and a mirror before the registry.
+    pub fn mirrored(dir: &Path, registry: &str) -> Result<Self> {
+        Self::build(dir, registry, "nydus", None, Some((free_port()?, free_port()?)))
+    }
+
+    /// `mirror` are the ports of one: for requests and for its health.
+    fn build(
+        dir: &Path,
+        registry: &str,
+        name: &'static str,
+        binary: Option<PathBuf>,
+        mirror: Option<(u16, u16)>,
+    ) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let ours = name != "overlayfs";
-        let template = json!({
-            "device": {
-                "backend": {"type": "registry", "config": {"scheme": "http"}},
-                "cache": {"type": "blobcache", "config": {}},
-            },
-            "mode": "direct", "digest_validate": false, "enable_xattr": true,
-        });
-        std::fs::write(dir.join("template.json"), template.to_string())?;
-        let snapshotter = ours.then(|| start_snapshotter(dir)).transpose()?;
-        let options = Options {
+        let mut backend = json!({"type": "registry", "config": {"scheme": "http"}});
+        let mut options = Options {
             cri_snapshotter: name,
             snapshotter: ours.then(|| dir.join("snap.sock")),
             pause: String::new(),
@@ -54,8 +67,33 @@ impl Stack {
             mirror: None,
             binary,
         };
+        let (mut process, mut health) = (None, 0);
+        if let Some((port, healthy)) = mirror {
+            let (host, ping) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{healthy}/healthy"));
+            let config = format!(
+                "listen = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{healthy}\"\nmetrics_listen = \"127.0.0.1:0\"\n\
+                 data_dir = \"{}/p2p\"\n[[registry]]\nname = \"{registry}\"\nurl = \"http://{registry}\"\n",
+                dir.display()
+            );
+            std::fs::write(mirror_config(dir), config)?;
+            (process, health) = (Some(start_mirror(dir, &mirror_config(dir), healthy, &[])?), healthy);
+            backend["config"]["mirrors"] = json!([{"host": host, "ping_url": ping}]);
+            options.mirror = Some(host);
+        }
+        let template = json!({
+            "device": {"backend": backend, "cache": {"type": "blobcache", "config": {}}},
+            "mode": "direct", "digest_validate": false, "enable_xattr": true,
+        });
+        std::fs::write(dir.join("template.json"), template.to_string())?;
+        let snapshotter = ours.then(|| start_snapshotter(dir)).transpose()?;
         let containerd = Containerd::start(&dir.join("ctd"), &options)?;
-        Ok(Self { containerd, snapshotter, dir: dir.to_owned(), name })
+        Ok(Self { containerd, snapshotter, mirror: process, health, dir: dir.to_owned(), name })
+    }
+
+    /// Starts the mirror again after it was killed.
+    pub fn restart_mirror(&mut self) -> Result<()> {
+        self.mirror = Some(start_mirror(&self.dir, &mirror_config(&self.dir), self.health, &[])?);
+        Ok(())
     }
 
     /// Starts the snapshotter again after it was killed.
@@ -143,13 +181,19 @@ impl Drop for Stack {
         if let Err(error) = self.containerd.end_containers() {
             println!("could not end the containers of {}: {error:#}", self.dir.display());
         }
-        for process in [Some(&mut self.containerd.process), self.snapshotter.as_mut()].into_iter().flatten() {
+        for process in
+            [Some(&mut self.containerd.process), self.snapshotter.as_mut(), self.mirror.as_mut()].into_iter().flatten()
+        {
             if let Err(error) = process.stop(Duration::from_secs(10)) {
                 println!("could not stop a process of {}: {error}", self.dir.display());
             }
         }
         end_all_below(&self.dir);
     }
+}
+
+fn mirror_config(dir: &Path) -> PathBuf {
+    dir.join("p2p.toml")
 }
 
 fn start_snapshotter(dir: &Path) -> Result<Process> {
