@@ -174,6 +174,64 @@ async fn golden_images_are_the_same_over_a_registry() -> Result<()> {
     Ok(())
 }
 
+/// The files of the encrypted golden images, as their description tells.
+fn encrypted_files() -> Vec<(String, Vec<u8>)> {
+    let small =
+        (0..10).map(|number| (format!("small/f{number}"), format!("{number}\n").repeat(number + 1).into_bytes()));
+    let big = (0..9000_u32).map(|at| (at * 7 % 251) as u8).collect();
+    let text = || b"some text\n".to_vec();
+    let files = [
+        ("big".to_owned(), big),
+        ("empty".to_owned(), Vec::new()),
+        ("hard".to_owned(), text()),
+        ("text".to_owned(), text()),
+    ];
+    files.into_iter().chain(small).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypted_golden_images_show_their_files_from_a_folder_and_over_a_registry() -> Result<()> {
+    if !met(&[Need::Root, Need::Fuse, Need::Program("docker-registry")]) {
+        return Ok(());
+    }
+    let scratch = Scratch::new("golden-encrypted")?;
+    let registry = Registry::start(&scratch.dir("registry")?)?;
+    let client = image::client(&registry.host)?;
+    // The established daemon cannot read its own encrypted batches; ours can.
+    for variant in ["plain", "batch"] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encrypted").join(variant);
+        for entry in fs::read_dir(golden.join("blobs"))? {
+            let bytes = fs::read(entry?.path())?;
+            let digest = format!("sha256:{}", Algorithm::Sha256.digest(&bytes));
+            ensure!(!bytes.windows(9).any(|window| window == b"some text"), "{variant} is not encrypted");
+            client.push_blob("golden", &digest, bytes.into()).await?;
+        }
+        let backends = [
+            ("folder", serde_json::json!({"type": "localfs", "config": {"dir": golden.join("blobs")}})),
+            (
+                "registry",
+                serde_json::json!({"type": "registry", "config": {"scheme": "http", "host": registry.host, "repo": "golden"}}),
+            ),
+        ];
+        for (kind, backend) in backends {
+            let dir = scratch.dir(&format!("{variant}-{kind}"))?;
+            let config = serde_json::json!({
+                "device": {"backend": backend, "cache": {"type": "blobcache", "config": {"work_dir": dir.join("cache")}}},
+                "mode": "direct", "enable_xattr": true,
+            });
+            let mounted = Mounted::start(&golden.join("bootstrap"), &config, &dir)?;
+            for (name, want) in encrypted_files() {
+                ensure!(
+                    fs::read(mounted.path.join(&name))? == want,
+                    "{variant} from a {kind}: {name} is not what it was"
+                );
+            }
+            ensure!(fs::read_link(mounted.path.join("link"))? == Path::new("small/f3"), "{variant}: the link");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn damaged_bootstraps_are_refused_with_a_reason_and_no_panic() -> Result<()> {
     let scratch = Scratch::new("damaged")?;

@@ -129,6 +129,19 @@ async fn the_independent_reader_fails_on_a_flipped_bit_a_missing_blob_and_a_wron
     ensure!(oracle::verify(&image.bootstrap, &image.blobs, &manifest, "").is_err(), "a wrong owner went unseen");
     std::fs::write(&manifest, &text)?;
 
+    // The size of the root directory, which says how much room it takes: behind the superblock's word for where inodes begin.
+    oracle::layout(&image.bootstrap)?;
+    let bytes = std::fs::read(&image.bootstrap)?;
+    let block = u32::from_le_bytes(bytes[1024 + 40..1024 + 44].try_into()?);
+    let size_at = (usize::try_from(block)? + 1) * 4096 + 8;
+    for (at, what) in [(size_at, "a directory's size"), (size_at - 8, "an inode's layout")] {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 4;
+        let path = scratch.path().join("flipped.boot");
+        std::fs::write(&path, flipped)?;
+        ensure!(oracle::layout(&path).is_err(), "a flipped bit in {what} went unseen");
+    }
+
     let mut largest = std::fs::read_dir(&image.blobs)?.collect::<std::io::Result<Vec<_>>>()?;
     largest.sort_by_key(|entry| entry.metadata().map(|meta| meta.len()).unwrap_or(0));
     let blob = largest.pop().context("there are blobs")?.path();
