@@ -9,11 +9,13 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nydus_backend::registry::Client;
 use nydus_tests::containerd::{Containerd, Options};
+use nydus_tests::converted::Converted;
+use nydus_tests::fuse::Mounted;
 use nydus_tests::needs::{CONTAINERD, met};
 use nydus_tests::process::{run, shoal};
 use nydus_tests::registry::Registry;
 use nydus_tests::scratch::Scratch;
-use nydus_tests::{image, smoke};
+use nydus_tests::{image, smoke, tree};
 use serde_json::{Value, json};
 
 struct Bed {
@@ -121,6 +123,15 @@ async fn what_containerd_exports_is_converted_and_what_is_made_it_imports() -> R
     let dir = bed.scratch.dir("layout")?;
     bed.convert(&["--source-archive", text(&packed), "--target-archive", text(&dir)])?;
     bed.check_layout(&dir)?;
+    // It is served from where it lies: from the directory, and from what containerd imported.
+    let image = Converted::pull(&bed.client, "app", "nydus", &bed.scratch.dir("pulled")?).await?;
+    let imported = containerd.dir.join("root/io.containerd.content.v1.content/blobs/sha256");
+    for (name, blobs) in [("from-layout", dir.join("blobs/sha256")), ("from-import", imported)] {
+        let fuse = Mounted::localfs(&image.bootstrap, &blobs, &bed.scratch.dir(name)?)?;
+        let sum = nydus_rafs::Algorithm::Sha256.digest(&std::fs::read(fuse.path.join("data/random"))?);
+        ensure!(sum == nydus_rafs::Algorithm::Sha256.digest(&smoke::random()), "{name}: a file is another one");
+        ensure!(tree::read(&fuse.path)?.len() > 200, "{name}: files are missing");
+    }
     // Into the registry again, from a directory.
     let source = bed.unpacked(&exported)?;
     bed.convert(&["--source-archive", text(&source)])?;
