@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nydus_rafs::blob::format::features;
 use nydus_rafs::write::{self, WriteError};
-use nydus_rafs::{BlobId, BlobInfo, Chunk, ChunkTable, NodeId, NodeKind, Tree};
+use nydus_rafs::{BlobId, BlobInfo, Chunk, NodeId, NodeKind, Tree};
 
 use crate::pack::Recipe;
 
@@ -42,7 +42,7 @@ pub fn write(
     style: Style,
 ) -> Result<Vec<u8>, WriteError> {
     let infos: Vec<BlobInfo> = blobs.iter().map(|blob| blob.info.clone()).collect();
-    let tables: Vec<ChunkTable> = blobs.iter().map(|blob| ChunkTable::new(blob.chunks.to_vec())).collect();
+    let tables: Vec<&[Chunk]> = blobs.iter().map(|blob| blob.chunks).collect();
     let options = write::Options {
         version: recipe.version,
         chunk_size: recipe.chunk_size,

@@ -16,18 +16,21 @@ use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use nydus_rafs::blob::write::{BlobWriter, Form, Options, StoredChunk};
 use nydus_rafs::tree::ChunkRef;
-use nydus_rafs::{Algorithm, Cipher, Codec, Compressor, Digest, Version, codec};
+use nydus_rafs::{Algorithm, ChunkIndex, Cipher, Codec, Compressor, Digest, Version, codec};
 
 use crate::dictionary::Dictionary;
 use crate::layer::BodyId;
 
 /// Chunks smaller than this are worked on at once: handing them over would cost as much.
 const INLINE: usize = 2048;
+
+/// Room is made for so many chunks of a body before they come: a size is only a promise.
+const FORESEEN: u64 = 64;
 
 /// Why a blob cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -139,20 +142,47 @@ struct Shared {
     seen: Seen,
 }
 
-/// The digests of chunks handed out, each with the lowest number that has it.
+/// The digests of the chunks of a blob.
 #[derive(Debug, Default)]
-struct Seen(Mutex<HashMap<Digest, usize>>);
+struct Seen(Mutex<Digests>);
+
+#[derive(Debug, Default)]
+struct Digests {
+    /// Of chunks that the blob has, or that wait in it to be packed together.
+    appended: HashMap<Digest, ChunkIndex>,
+    /// Of those handed out since, each with the lowest number that has it.
+    under_way: HashMap<Digest, usize>,
+}
 
 impl Seen {
+    fn lock(&self) -> MutexGuard<'_, Digests> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes a digest; tells whether a chunk with a lower number has it.
     fn is_earlier(&self, digest: Digest, number: usize) -> bool {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = seen.entry(digest).or_insert(number);
+        let mut digests = self.lock();
+        if digests.appended.contains_key(&digest) {
+            return true;
+        }
+        let first = digests.under_way.entry(digest).or_insert(number);
         if *first < number {
             return true;
         }
         *first = number;
         false
+    }
+
+    /// Returns the chunk of the blob that has this digest.
+    fn appended(&self, digest: Digest) -> Option<ChunkIndex> {
+        self.lock().appended.get(&digest).copied()
+    }
+
+    /// Notes that a chunk is in the blob.
+    fn append(&self, digest: Digest, chunk: ChunkIndex) {
+        let mut digests = self.lock();
+        digests.under_way.remove(&digest);
+        digests.appended.insert(digest, chunk);
     }
 }
 
@@ -237,13 +267,16 @@ impl Drop for Pool {
     }
 }
 
+/// What the bytes of a body are known by, if it has any: see [`Body::digest`].
+pub type BodyDigest = Option<Digest>;
+
 /// A file body, packed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Body {
     /// Its chunks, in the order of the file; blobs are numbered as [`Dictionary`] says.
     pub chunks: Vec<ChunkRef>,
     /// The digests of the pieces of the file, taken from the bytes of the layer, folded into one by [`fold`].
-    pub digest: Option<Digest>,
+    pub digest: BodyDigest,
 }
 
 /// Folds the digest of the next piece of a file into that of the pieces before it.
@@ -259,7 +292,6 @@ pub struct Packer<'p, W> {
     pool: &'p Pool,
     shared: Arc<Shared>,
     blob: BlobWriter<W>,
-    known: HashMap<Digest, ChunkRef>,
     under_way: VecDeque<(BodyId, Pending)>,
     depth: usize,
     handed_out: usize,
@@ -297,7 +329,6 @@ impl<'p, W: Write> Packer<'p, W> {
             pool,
             shared: Arc::new(shared),
             blob: BlobWriter::new(out, recipe.options(form)?),
-            known: HashMap::new(),
             under_way: VecDeque::new(),
             depth: pool.threads() + 2,
             handed_out: 0,
@@ -308,7 +339,8 @@ impl<'p, W: Write> Packer<'p, W> {
 
     /// Begins the next body, of `size` bytes.
     pub fn begin(&mut self, size: u64) -> BodyId {
-        self.bodies.push(Body::default());
+        let chunks = size.div_ceil(u64::from(self.shared.recipe.chunk_size)).min(FORESEEN);
+        self.bodies.push(Body { chunks: Vec::with_capacity(chunks as usize), digest: None });
         self.single = size <= u64::from(self.shared.recipe.chunk_size);
         BodyId(self.bodies.len() - 1)
     }
@@ -373,8 +405,9 @@ impl<'p, W: Write> Packer<'p, W> {
             Pending::Ready(done) => done,
             Pending::Waiting(done) => done.recv().map_err(|_| PackError::Stopped)?,
         };
-        let place = match (&done.stored, self.known.get(&done.digest)) {
-            (&Stored::Known(place), _) | (_, Some(&place)) => place,
+        let place = match (&done.stored, self.shared.seen.appended(done.digest)) {
+            (&Stored::Known(place), _) => place,
+            (_, Some(chunk)) => ChunkRef { blob: 0, chunk },
             (_, None) => self.append(&done)?,
         };
         let algorithm = self.shared.recipe.algorithm;
@@ -398,9 +431,8 @@ impl<'p, W: Write> Packer<'p, W> {
             }
         };
         let chunk = appended.map_err(|source| PackError::Write { chunk: number, source })?;
-        let place = ChunkRef { blob: 0, chunk };
-        self.known.insert(done.digest, place);
-        Ok(place)
+        self.shared.seen.append(done.digest, chunk);
+        Ok(ChunkRef { blob: 0, chunk })
     }
 }
 

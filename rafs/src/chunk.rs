@@ -138,6 +138,12 @@ pub struct ChunkTable {
     chunks: Vec<Chunk>,
 }
 
+impl AsRef<[Chunk]> for ChunkTable {
+    fn as_ref(&self) -> &[Chunk] {
+        &self.chunks
+    }
+}
+
 impl ChunkTable {
     /// Builds a table from chunks in any order.
     pub fn new(mut chunks: Vec<Chunk>) -> Self {

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::bootstrap::BlobInfo;
-use crate::chunk::{Chunk, ChunkTable, Compressor};
+use crate::chunk::{Chunk, Compressor};
 use crate::digest::{Algorithm, BlobId};
 use crate::tree::{ChunkRef, NodeId, Tree};
 use crate::{v5, v6};
@@ -139,7 +139,12 @@ impl Default for Options {
 /// # Errors
 ///
 /// If the format cannot hold the tree, or the tree refers to what is not there.
-pub fn write(tree: &Tree, blobs: &[BlobInfo], chunks: &[ChunkTable], options: &Options) -> Result<Vec<u8>, WriteError> {
+pub fn write<C: AsRef<[Chunk]>>(
+    tree: &Tree,
+    blobs: &[BlobInfo],
+    chunks: &[C],
+    options: &Options,
+) -> Result<Vec<u8>, WriteError> {
     let chunk_size = options.chunk_size;
     if !chunk_size.is_power_of_two() || !(4096..=16 << 20).contains(&chunk_size) {
         return Err(WriteError::ChunkSize(chunk_size));
@@ -155,8 +160,8 @@ pub fn write(tree: &Tree, blobs: &[BlobInfo], chunks: &[ChunkTable], options: &O
 pub(crate) struct Chunks<'a>(Vec<Vec<&'a Chunk>>);
 
 impl<'a> Chunks<'a> {
-    fn new(tables: &'a [ChunkTable]) -> Self {
-        let mut all: Vec<Vec<&Chunk>> = tables.iter().map(|table| table.all().iter().collect()).collect();
+    fn new<C: AsRef<[Chunk]>>(tables: &'a [C]) -> Self {
+        let mut all: Vec<Vec<&Chunk>> = tables.iter().map(|table| table.as_ref().iter().collect()).collect();
         for chunks in &mut all {
             chunks.sort_by_key(|chunk| chunk.index);
         }
@@ -165,6 +170,10 @@ impl<'a> Chunks<'a> {
 
     pub(crate) fn get(&self, wanted: ChunkRef) -> Result<&'a Chunk, WriteError> {
         let chunks = self.0.get(usize::from(wanted.blob)).ok_or(WriteError::UnknownChunk(wanted))?;
+        // Where no chunk is left out, each is at its number.
+        if let Some(chunk) = chunks.get(wanted.chunk.0 as usize).filter(|chunk| chunk.index == wanted.chunk) {
+            return Ok(chunk);
+        }
         let found = chunks.binary_search_by_key(&wanted.chunk, |chunk| chunk.index);
         found.map(|position| chunks[position]).map_err(|_| WriteError::UnknownChunk(wanted))
     }

@@ -1,5 +1,6 @@
 //! `nydus-image create`: a directory or tar to a blob and a bootstrap.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -145,7 +146,7 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     let dictionary = Arc::new(dictionary);
     let (out, place) = open_blob(&request.blob)?;
     let lowest = parent.is_none();
-    let Packed { layer, sealed, info, chunks } = match (toc, request.source) {
+    let Packed { mut layer, sealed, info, chunks } = match (toc, request.source) {
         (Some(toc), Source::Toc { data_size, image, .. }) => {
             let rules = match (image, lowest) {
                 (false, _) => Rules::Alone,
@@ -158,6 +159,8 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
         }
         _ => read(request, &dictionary, lowest, BufWriter::with_capacity(256 << 10, out))?,
     };
+    // Nobody asks any more which body was whose.
+    layer.bodies = HashMap::new();
     trace.took("build_tree", begun.elapsed());
 
     let writing = Instant::now();
@@ -282,8 +285,8 @@ fn read<W: Write>(request: &Request, dictionary: &Arc<Dictionary>, lowest: bool,
     match request.source {
         Source::Reference => {
             let referred = reference::read(open()?, Rules::Alone, chunk_size).with_context(context)?;
-            let sealed = Sealed::reference(out, request.form(), referred.reference).context("writing the blob")?;
-            let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
+            let mut sealed = Sealed::reference(out, request.form(), referred.reference).context("writing the blob")?;
+            let (info, chunks) = (sealed.info().cloned(), sealed.take_chunks());
             let info = info.map(|info| match info.meta_size {
                 0 => info,
                 _ => BlobInfo { meta_digest: sealed.builder_id(), ..info },
@@ -314,13 +317,13 @@ fn read<W: Write>(request: &Request, dictionary: &Arc<Dictionary>, lowest: bool,
                         .with_context(|| format!("unpacking {}", path.display()))?
                 }
             };
-            let sealed = blob.seal().context("writing the blob")?;
+            let mut sealed = blob.seal().context("writing the blob")?;
             let id = request.blob_id.clone().unwrap_or_else(|| sealed.builder_id().into());
             let info = sealed.info().cloned().map(|info| match request.bootstrap {
                 BootstrapPlace::Inline => info,
                 BootstrapPlace::File(_) | BootstrapPlace::Directory => BlobInfo { id, ..info },
             });
-            let chunks = sealed.chunks().to_vec();
+            let chunks = sealed.take_chunks();
             Ok(Packed { layer, sealed: Some(sealed), info, chunks })
         }
     }

@@ -291,7 +291,7 @@ mod tests {
         let link = tree.add(node(NodeKind::Symlink("to".into())));
         let dir = tree.add(node(NodeKind::Directory([("link".into(), link)].into())));
         tree.node_mut(Tree::ROOT).kind = NodeKind::Directory([("dir".into(), dir)].into());
-        let image = write(&tree, &[], &[], &Options::default()).unwrap();
+        let image = write::<nydus_rafs::ChunkTable>(&tree, &[], &[], &Options::default()).unwrap();
         Inspector::new(Bootstrap::open(image).unwrap())
     }
 

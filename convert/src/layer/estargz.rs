@@ -298,7 +298,7 @@ impl Toc {
             bodies.push(body);
         }
         let mut layer = builder.finish()?;
-        attach(&mut layer, &bodies);
+        attach(&mut layer, bodies);
         let info = (!chunks.is_empty()).then(|| BlobInfo {
             stored_size: data_size,
             plain_size,

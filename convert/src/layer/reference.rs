@@ -15,7 +15,7 @@ use nydus_rafs::{Algorithm, BlobInfo, Chunk, ChunkIndex, Codec, Compressor, Cont
 use super::stream::{Hashing, Packing, StreamError, attach};
 use super::{Layer, LayerBuilder, Rules};
 use crate::layer::BodyId;
-use crate::pack::{Body, fold};
+use crate::pack::{Body, BodyDigest, fold};
 use crate::tar::{Archive, TarError};
 use crate::zran::Indexer;
 
@@ -62,7 +62,7 @@ pub struct Referred {
     /// The tree; its files refer to blob 0.
     pub layer: Layer,
     /// What the files hold.
-    pub bodies: Vec<Body>,
+    pub bodies: Vec<BodyDigest>,
     /// The chunk table in the making.
     pub reference: Reference,
     /// Digest of the tar.
@@ -108,8 +108,8 @@ pub fn read(input: impl Read, rules: Rules, chunk_size: u32) -> Result<Referred,
         known: HashMap::new(),
         bodies: Vec::new(),
     };
-    let layer = reading.layer(rules, true)?;
-    let Reading { archive, chunks, bodies, .. } = reading;
+    let (layer, bodies) = reading.layer(rules, true)?;
+    let Reading { archive, chunks, .. } = reading;
     let (stream, tar) = archive.into_inner().finish();
     let (input, points) = match stream {
         Stream::Gzip(indexer) => indexer.finish(),
@@ -159,7 +159,7 @@ pub fn read_raw(input: impl Read, rules: Rules, chunk_size: u32) -> Result<Raw, 
         known: HashMap::new(),
         bodies: Vec::new(),
     };
-    let layer = reading.layer(rules, false)?;
+    let (layer, _) = reading.layer(rules, false)?;
     let Reading { archive, chunks, .. } = reading;
     let (Stream::Plain(input), _) = archive.into_inner().finish() else { unreachable!("it was made of a plain one") };
     let (id, size) = finish(input)?;
@@ -184,7 +184,7 @@ struct Reading<R> {
 
 impl<R: Read> Reading<R> {
     /// Reads all entries; `named` tells whether chunks get digests, and so are found again.
-    fn layer(&mut self, rules: Rules, named: bool) -> Result<Layer, ReferenceError> {
+    fn layer(&mut self, rules: Rules, named: bool) -> Result<(Layer, Vec<BodyDigest>), ReferenceError> {
         let mut builder = LayerBuilder::new(rules);
         while let Some(entry) = self.archive.next_entry()? {
             let (size, name) = (entry.size, entry.name());
@@ -207,8 +207,8 @@ impl<R: Read> Reading<R> {
         }
         self.archive.drain()?;
         let mut layer = builder.finish()?;
-        attach(&mut layer, &self.bodies);
-        Ok(layer)
+        let digests = attach(&mut layer, std::mem::take(&mut self.bodies));
+        Ok((layer, digests))
     }
 
     fn chunk(&mut self, len: u64, body: BodyId) -> Result<ChunkIndex, ReferenceError> {

@@ -7,7 +7,7 @@ use nydus_rafs::blob::write::BlobWriter;
 use sha2::{Digest as _, Sha256};
 
 use super::{Layer, LayerBuilder, LayerError, Rules};
-use crate::pack::{Body, PackError, Packer};
+use crate::pack::{Body, BodyDigest, PackError, Packer};
 use crate::tar::{Archive, TarError};
 
 /// Why a layer cannot be made into a blob.
@@ -27,7 +27,8 @@ impl From<TarError> for StreamError {
     }
 }
 
-/// Reads the tar `input` to its very end, packs the bodies of its files, and returns the tree, the bodies and the blob.
+/// Reads the tar `input` to its very end, packs the bodies of its files, and returns the tree, the digests of the bodies and the
+/// blob.
 ///
 /// The tree's files refer to blobs as [`crate::dictionary::Dictionary`] numbers them.
 ///
@@ -39,7 +40,7 @@ pub fn pack_tar<R: Read, W: Write>(
     rules: Rules,
     chunk_size: u32,
     mut packer: Packer<'_, W>,
-) -> Result<(Layer, Vec<Body>, BlobWriter<W>), StreamError> {
+) -> Result<(Layer, Vec<BodyDigest>, BlobWriter<W>), StreamError> {
     let mut archive = Archive::new(input);
     let mut builder = LayerBuilder::new(rules);
     while let Some(entry) = archive.next_entry()? {
@@ -60,17 +61,18 @@ pub fn pack_tar<R: Read, W: Write>(
     archive.drain()?;
     let (bodies, blob) = packer.finish()?;
     let mut layer = builder.finish()?;
-    attach(&mut layer, &bodies);
-    Ok((layer, bodies, blob))
+    let digests = attach(&mut layer, bodies);
+    Ok((layer, digests, blob))
 }
 
-/// Gives the regular files of a layer their chunks.
-pub(crate) fn attach(layer: &mut Layer, bodies: &[Body]) {
+/// Gives the regular files of a layer their chunks, and returns what else is known of each body.
+pub(crate) fn attach(layer: &mut Layer, mut bodies: Vec<Body>) -> Vec<BodyDigest> {
     for (&id, &body) in &layer.bodies {
         if let NodeKind::Regular { chunks, .. } = &mut layer.tree.node_mut(id).kind {
-            chunks.clone_from(&bodies[body.0].chunks);
+            *chunks = std::mem::take(&mut bodies[body.0].chunks);
         }
     }
+    bodies.into_iter().map(|body| body.digest).collect()
 }
 
 /// How a layer is compressed, as its first bytes say; what manifests say is sometimes wrong.

@@ -397,7 +397,7 @@ fn merge(made: Vec<Made>, dictionary: &Dictionary, recipe: Recipe, prefetch: &[P
     let contents = merged
         .bodies
         .iter()
-        .filter_map(|(&node, &(layer, body))| bodies[layer][body.0].digest.map(|digest| (node, digest)))
+        .filter_map(|(&node, &(layer, body))| bodies[layer][body.0].map(|digest| (node, digest)))
         .collect();
     let known = used.into_iter().filter(|blob| blob.made.is_none()).map(|blob| blob.info).collect();
     Ok(Merge { bundle, known, expected: Expected { tree: merged.tree, contents } })

@@ -25,7 +25,7 @@ use crate::layer::reference::{self, Referred};
 use crate::layer::stream::{self, Hashing, Packing, StreamError};
 use crate::layer::{Layer, Rules};
 use crate::oci::Descriptor;
-use crate::pack::{Body, Packer, Pool, Recipe};
+use crate::pack::{BodyDigest, Packer, Pool, Recipe};
 
 /// How often a broken transfer is begun again.
 pub(super) const TRIES: u32 = 5;
@@ -42,7 +42,7 @@ pub(super) fn pause(attempt: u32, asked: Option<Duration>) -> Duration {
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) layer: Layer,
-    pub(super) bodies: Vec<Body>,
+    pub(super) bodies: Vec<BodyDigest>,
     /// What a bootstrap says of the blob; `None` if the layer has no data.
     pub(super) info: Option<BlobInfo>,
     pub(super) chunks: Vec<Chunk>,
@@ -258,11 +258,11 @@ impl Workshop {
     fn finish(
         &self,
         mut layer: Layer,
-        bodies: Vec<Body>,
-        sealed: Sealed<Spool>,
+        bodies: Vec<BodyDigest>,
+        mut sealed: Sealed<Spool>,
         original: Option<String>,
     ) -> anyhow::Result<Made> {
-        let (info, chunks) = (sealed.info().cloned(), sealed.chunks().to_vec());
+        let (info, chunks) = (sealed.info().cloned(), sealed.take_chunks());
         layer.mark_implied();
         let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: &chunks });
         let boot = self.bootstrap(&layer, own)?;

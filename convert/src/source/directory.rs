@@ -16,7 +16,7 @@ use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::layer::stream::attach;
 use crate::layer::{BodyId, Layer};
-use crate::pack::{Body, PackError, Packer};
+use crate::pack::{BodyDigest, PackError, Packer};
 use crate::path::{OPAQUE, WHITEOUT};
 
 /// Marks a directory that hides what lies below it, where whiteouts are overlayfs's.
@@ -77,7 +77,7 @@ pub fn pack<W: Write>(
     order: Order<'_>,
     chunk_size: u32,
     mut packer: Packer<'_, W>,
-) -> Result<(Layer, Vec<Body>, BlobWriter<W>), DirectoryError> {
+) -> Result<(Layer, Vec<BodyDigest>, BlobWriter<W>), DirectoryError> {
     let metadata = fs::metadata(root).map_err(|source| DirectoryError::Read { path: root.to_owned(), source })?;
     if !metadata.is_dir() {
         let source = io::Error::from(io::ErrorKind::NotADirectory);
@@ -112,8 +112,8 @@ pub fn pack<W: Write>(
         push(&mut packer, body, &paths[&id], size, chunk_size)?;
     }
     let (bodies, blob) = packer.finish()?;
-    attach(&mut layer, &bodies);
-    Ok((layer, bodies, blob))
+    let digests = attach(&mut layer, bodies);
+    Ok((layer, digests, blob))
 }
 
 /// Lists the files at and below `id`, those of a directory before its directories.

@@ -7,7 +7,7 @@ use crate::bootstrap::{self, Blob, Style};
 use crate::layer::stream::pack_tar;
 use crate::layer::{BodyId, Layer, Rules};
 use crate::overlay;
-use crate::pack::{Body, Packer, Pool, Recipe};
+use crate::pack::{BodyDigest, Packer, Pool, Recipe};
 use crate::tar::made::{Item, Made, item};
 
 struct Image {
@@ -23,7 +23,7 @@ fn recipe(compressor: Compressor, algorithm: Algorithm) -> Recipe {
 
 struct Part {
     layer: Layer,
-    bodies: Vec<Body>,
+    bodies: Vec<BodyDigest>,
     info: Option<BlobInfo>,
     chunks: Vec<Chunk>,
     stored: Vec<u8>,
@@ -56,7 +56,7 @@ fn image(recipe: Recipe, layers: &[&[Item]]) -> Image {
     let used: Vec<_> = order.iter().map(|&index| &rest[usize::from(index)]).collect();
     let blobs: Vec<_> = used.iter().map(|(_, info, chunks, _)| Blob { info: info.clone().unwrap(), chunks }).collect();
     let boot = bootstrap::write(&merged.tree, &blobs, recipe, &[], Style::default()).unwrap();
-    let digest = |&(layer, BodyId(body)): &(usize, BodyId)| rest[layer].0[body].digest.unwrap();
+    let digest = |&(layer, BodyId(body)): &(usize, BodyId)| rest[layer].0[body].unwrap();
     let contents = merged.bodies.iter().map(|(&node, place)| (node, digest(place))).collect();
     let blobs = used.iter().map(|(.., stored)| stored.clone()).collect();
     Image { boot, blobs, tree: merged.tree, contents }

@@ -59,7 +59,7 @@ mod tests {
         let directory = tree.add(node(NodeKind::Directory([("file".into(), file)].into())));
         tree.node_mut(Tree::ROOT).kind = NodeKind::Directory([("directory".into(), directory)].into());
         let options = write::Options { claim_xattrs: true, ..write::Options::default() };
-        Bootstrap::open(write::write(&tree, &[], &[], &options).unwrap()).unwrap()
+        Bootstrap::open(write::write::<nydus_rafs::ChunkTable>(&tree, &[], &[], &options).unwrap()).unwrap()
     }
 
     #[test]

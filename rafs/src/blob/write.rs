@@ -493,6 +493,11 @@ impl<W: Write> Sealed<W> {
         &self.chunks
     }
 
+    /// Takes the chunks, in the order of their index; what is still to be written does not need them.
+    pub fn take_chunks(&mut self) -> Vec<Chunk> {
+        std::mem::take(&mut self.chunks)
+    }
+
     /// Returns the name that an established builder gives a blob of which this is all.
     pub fn builder_id(&self) -> Digest {
         self.out.builder_digest()

@@ -3,7 +3,6 @@
 //! Two passes: [`Places`] decides where every inode lies, then the bytes are put there. Directories name inodes
 //! by place, so that nothing can be written before all is placed.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -21,6 +20,8 @@ use crate::write::{Chunks, Options, WriteError, check_target, xattr_name};
 
 /// EROFS devices are numbered from 1 in one byte, and the last number is left alone.
 const MAX_BLOBS: usize = 254;
+/// The size of a record in the chunk table.
+const RECORD_SIZE: u64 = size_of::<ChunkRecord>() as u64;
 /// Blobs are mapped into the linear device at multiples of this.
 const MAPPING: u64 = 512 << 10;
 
@@ -37,6 +38,13 @@ pub(crate) fn write(
     let bits = if options.tarfs { TARFS_BITS } else { PAGE_BITS };
     let places = Places::assign(tree, 1 << bits, options.chunk_size)?;
     let layout = Layout::new(blobs.len(), if blobs.is_empty() { 0 } else { options.prefetch.len() }, places.end);
+    // All at once: growing would move it, and take as much again.
+    let met = places.visited.iter().map(|&id| match &tree.node(id).kind {
+        NodeKind::Regular { chunks, .. } => chunks.len(),
+        _ => 0,
+    });
+    let met: usize = met.sum();
+    let size = layout.chunk_table + RECORD_SIZE * met as u64 + PAGE;
     let mut writer = Writer {
         tree,
         options,
@@ -45,14 +53,14 @@ pub(crate) fn write(
         places: &places,
         chunks,
         has_xattrs: options.claim_xattrs,
-        records: BTreeMap::new(),
+        met: Vec::with_capacity(met),
         record_bytes: 0,
-        out: Vec::new(),
+        out: Vec::with_capacity(usize::try_from(size).map_err(|_| WriteError::TooMany("inodes"))?),
     };
     for &id in &places.visited {
         writer.inode(id)?;
     }
-    writer.chunk_table();
+    writer.chunk_table()?;
     writer.blobs(blobs)?;
     writer.prefetch_table()?;
     writer.superblocks(blobs)?;
@@ -109,8 +117,8 @@ struct Writer<'a> {
     places: &'a Places,
     chunks: &'a Chunks<'a>,
     has_xattrs: bool,
-    /// Digest and device, and the record of the chunk that was met last.
-    records: BTreeMap<([u8; 32], u32), ChunkRecord>,
+    /// Chunks as they were met, with their number in the file.
+    met: Vec<(ChunkRef, u32)>,
     record_bytes: u64,
     out: Vec<u8>,
 }
@@ -247,8 +255,8 @@ impl Writer<'_> {
                 block: block.into(),
             };
             bytes.extend_from_slice(entry.as_bytes());
-            let record = ChunkRecord::new(chunk, u32::from(chunk_ref.blob), position as u64 * chunk_size);
-            self.records.insert((record.digest, u32::from(chunk_ref.blob) + 1), record);
+            let position = u32::try_from(position).map_err(|_| WriteError::TooMany("chunks of a file"))?;
+            self.met.push((*chunk_ref, position));
         }
         let at = (place.at + inode_size(node)?).next_multiple_of(8);
         self.put(self.layout.meta + at, &bytes);
@@ -258,13 +266,34 @@ impl Writer<'_> {
         Ok(CHUNK_INDEXES | (extent.trailing_zeros() - u32::from(self.bits)))
     }
 
-    fn chunk_table(&mut self) {
-        let records = std::mem::take(&mut self.records);
-        let bytes: Vec<u8> = records.values().flat_map(|record| record.as_bytes().to_vec()).collect();
-        let at = self.layout.chunk_table;
-        self.record_bytes = bytes.len() as u64;
-        self.put(at, &bytes);
-        self.put(at + bytes.len() as u64, &vec![0; bytes.len().next_multiple_of(PAGE as usize) - bytes.len()]);
+    /// Writes one record for each digest and blob, that of the chunk that was met last, in the order of digests.
+    fn chunk_table(&mut self) -> Result<(), WriteError> {
+        let mut met = std::mem::take(&mut self.met);
+        let mut failed = None;
+        met.sort_by_cached_key(|&(place, _)| {
+            let chunk = self.chunks.get(place).map_err(|error| failed = Some(error)).ok();
+            (chunk.and_then(|chunk| chunk.digest).map_or([0; 32], |digest| digest.0), place.blob)
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut at = self.layout.chunk_table;
+        let mut met = met.into_iter().peekable();
+        while let Some((place, position)) = met.next() {
+            let chunk = self.chunks.get(place)?;
+            if let Some(&(next, _)) = met.peek()
+                && next.blob == place.blob
+                && self.chunks.get(next)?.digest == chunk.digest
+            {
+                continue;
+            }
+            let file_offset = u64::from(position) * u64::from(self.options.chunk_size);
+            self.put(at, ChunkRecord::new(chunk, u32::from(place.blob), file_offset).as_bytes());
+            at += RECORD_SIZE;
+        }
+        self.record_bytes = at - self.layout.chunk_table;
+        self.put(at, &[0; PAGE as usize][..(at.next_multiple_of(PAGE) - at) as usize]);
+        Ok(())
     }
 
     fn blobs(&mut self, blobs: &[BlobInfo]) -> Result<(), WriteError> {

@@ -93,7 +93,7 @@ fn chunk_records_come_back_with_digest_and_crc() {
 fn an_old_image_that_names_no_digest_has_blake3() {
     let tree = Tree::new(Default::default());
     let options = Options { version: Version::V5, compressor: Compressor::None, ..options() };
-    let mut bytes = write(&tree, &[], &[], &options).expect("a sound tree");
+    let mut bytes = write::<nydus_rafs::ChunkTable>(&tree, &[], &[], &options).expect("a sound tree");
     bytes[16] &= !0xc;
     let bootstrap = Bootstrap::open(&bytes[..]).expect("an old image");
     assert_eq!((bootstrap.flags().algorithm(), bootstrap.flags().compressor()), (Algorithm::Blake3, Compressor::None));
