@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod mirror;
 #[cfg(feature = "node")]
 pub mod node;
+pub mod overview;
 #[cfg(feature = "node")]
 mod quantity;
 pub mod registry;

@@ -31,9 +31,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::Router;
 use axum::extract::Request;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -206,6 +208,10 @@ impl Mirror {
                 ([(CONTENT_TYPE, kind)], server.metrics.text())
             }),
         );
+        let metrics = match &driver {
+            Some(driver) => metrics.merge(overview(driver)),
+            None => metrics,
+        };
         let mut serving = JoinSet::new();
         for (listener, router) in [(mirror, answers), (healthy, health), (numbers, metrics)] {
             let quit = quit.clone();
@@ -241,6 +247,21 @@ impl Mirror {
         self.server.fetcher.finish().await;
         self.server.keep_rights(&self.ledger).await;
     }
+}
+
+/// Tells the operator about the swarm.
+fn overview(driver: &Arc<Driver>) -> Router {
+    let tell = |told: fn(&Driver) -> Response| {
+        let driver = driver.clone();
+        get(move || async move {
+            // It looks at every blob of the cache.
+            tokio::task::spawn_blocking(move || told(&driver)).await.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+        })
+    };
+    Router::new()
+        .route("/swarm/status", tell(|driver| Json(driver.status()).into_response()))
+        .route("/swarm/peers", tell(|driver| Json(driver.peers()).into_response()))
+        .route("/swarm/blobs", tell(|driver| Json(driver.blobs()).into_response()))
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, MirrorError> {

@@ -20,6 +20,7 @@ pub mod front;
 pub mod fuse;
 pub mod gate;
 pub mod image;
+pub mod lab;
 pub mod liar;
 pub mod manner;
 pub mod moments;

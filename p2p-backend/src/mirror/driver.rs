@@ -8,6 +8,7 @@
 mod answering;
 mod asking;
 mod flights;
+mod overview;
 mod reading;
 mod view;
 mod vouches;

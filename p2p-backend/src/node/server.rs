@@ -38,8 +38,8 @@ const CONNECTIONS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 /// How long the body of a request may take.
 const BODY: Duration = Duration::from_secs(5);
-/// Bytes of a request's body at most: a report with the most news.
-const MOST_BODY: usize = 64 << 10;
+/// Bytes of a request's body at most: an ask about the largest object tells what the asker has of it.
+const MOST_BODY: usize = 192 << 10;
 
 pub(super) const ASK: &str = "/swarm/1/ask";
 pub(super) const REPORT: &str = "/swarm/1/report";

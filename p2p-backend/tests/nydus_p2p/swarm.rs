@@ -87,12 +87,8 @@ impl Node {
         ask(&self.listen, "GET", path, &format!("Authorization: {token}\r\n")).unwrap()
     }
 
-    fn from_peers(&self) -> u64 {
+    fn peer_bytes(&self) -> u64 {
         self.metric("nydus_p2p_source_bytes_total{source=\"peer\"}")
-    }
-
-    fn from_registry(&self) -> u64 {
-        self.metric("nydus_p2p_source_bytes_total{source=\"registry\"}")
     }
 
     /// Waits until a line of its log has all of these.
@@ -168,7 +164,7 @@ fn nodes_that_start_at_once_take_a_blob_from_the_registry_once() {
     });
     let sent = registry.sent.load(Ordering::SeqCst);
     assert!(sent <= content.len() * 3 / 2, "the registry sent {sent} bytes of {}", content.len());
-    let from_peers: u64 = nodes.iter().map(Node::from_peers).sum();
+    let from_peers: u64 = nodes.iter().map(Node::peer_bytes).sum();
     assert!(from_peers as usize >= content.len() * 3 / 2, "{from_peers} bytes came from peers");
     // Each finishes with the whole proved, and says so in a line.
     for node in &nodes {

@@ -1,5 +1,7 @@
 //! `nydusctl`: asks a running daemon, and tells it what to do.
 
+mod swarm;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -7,7 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use nydusd::api::types::{BackendMetrics, CacheMetrics, DaemonInfo, FsMetrics, MountRequest};
 use nydusd::api::{Client, ClientError};
 use nydusd::build;
@@ -19,7 +22,7 @@ use serde::Serialize;
 struct Cli {
     /// Path to the daemon's API socket
     #[arg(short = 'S', long, value_name = "PATH")]
-    sock: PathBuf,
+    sock: Option<PathBuf>,
 
     /// Print JSON as the daemon sends it
     #[arg(short, long, global = true)]
@@ -67,6 +70,14 @@ enum Command {
         #[arg(short = 't', long = "type", value_parser = ["rafs", "passthrough_fs"])]
         kind: String,
     },
+    /// Shows the swarm that a node's nydus-p2p is a member of
+    Swarm {
+        /// Where nydus-p2p answers /metrics (`metrics_listen`)
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4002")]
+        address: String,
+        /// What to show
+        view: swarm::View,
+    },
     /// Unmounts an image
     Umount {
         /// Mountpoint inside the daemon
@@ -104,8 +115,16 @@ fn complain(error: &anyhow::Error) {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let client = Client::new(&cli.sock);
+    if let Command::Swarm { address, view } = &cli.command {
+        return say(&swarm::show(address, *view, cli.raw).await?);
+    }
+    let Some(sock) = &cli.sock else {
+        let missing = "the following required arguments were not provided:\n  --sock <PATH>";
+        Cli::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
+    };
+    let client = Client::new(sock);
     match cli.command {
+        Command::Swarm { .. } => Ok(()),
         Command::Info => {
             let info = client.info().await?;
             say(&if cli.raw { json(&info)? } else { describe(&info) })
