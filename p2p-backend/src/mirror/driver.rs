@@ -235,7 +235,7 @@ impl Driver {
             }
             // Dropping what it is said through ends an answer.
             Output::Close { inbound } => drop(mind.answering.remove(&inbound)),
-            Output::Read { reading, object, size, origin, pieces, credential } => {
+            Output::Read { reading, object, size, origin, pieces, credential, .. } => {
                 self.read(mind, reading, object, size, &origin, pieces, credential);
             }
             Output::StopRead { reading } => {
