@@ -39,6 +39,9 @@ use answering::Saying;
 use flights::{Flights, Owner};
 use vouches::Vouches;
 
+/// How often it is looked whether the cache is nearly full.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// The driver of one node; a handle is shared by all its tasks.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -132,6 +135,7 @@ impl Driver {
         }
         self.spawn(self.clone().watch_members(table));
         self.spawn(self.clone().keep_time());
+        self.spawn(self.clone().keep_room());
     }
 
     fn node(&self) -> Option<&Node> {
@@ -191,6 +195,25 @@ impl Driver {
             tokio::select! {
                 () = sleeping => self.feed(Input::Tick),
                 () = self.sooner.notified() => {}
+            }
+        }
+    }
+
+    /// Withdraws what will have to leave the cache before it leaves, so that members do not come for it in vain.
+    async fn keep_room(self: Arc<Self>) {
+        let mut evicted = self.store.watch_evictions();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let digests = tokio::select! {
+                // It had to go at once.
+                digest = evicted.recv() => digest.into_iter().collect(),
+                _ = look.tick() => {
+                    let store = self.store.clone();
+                    tokio::task::spawn_blocking(move || store.next_to_leave()).await.unwrap_or_default()
+                }
+            };
+            for digest in digests {
+                self.feed(Input::Evict { object: Object(digest) });
             }
         }
     }

@@ -320,6 +320,14 @@ impl Blob {
         (ready.collect(), state.proof == Proof::Done)
     }
 
+    /// Returns the sum of a piece that is there.
+    pub(super) fn sum(&self, piece: u64) -> Option<Sum> {
+        match self.state().pieces.get(slot(piece)) {
+            Some(Piece::Ready { sum, .. }) => Some(*sum),
+            _ => None,
+        }
+    }
+
     /// Whether all pieces are there and nobody has compared the whole with its name yet.
     pub(super) fn wants_proof(&self) -> bool {
         let state = self.state();

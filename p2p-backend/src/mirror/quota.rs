@@ -10,10 +10,11 @@ use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
 use nydus_rafs::Digest;
+use tokio::sync::mpsc;
 
 use super::metrics::Metrics;
 use super::pieces::Blob;
@@ -46,6 +47,8 @@ pub(super) struct Store {
     blobs: Mutex<HashMap<Digest, Arc<Blob>>>,
     clock: AtomicU64,
     metrics: Arc<Metrics>,
+    /// Who wants to hear of evicted blobs.
+    evicted: OnceLock<mpsc::UnboundedSender<Digest>>,
     _lock: Flock<File>,
 }
 
@@ -71,6 +74,7 @@ impl Store {
             blobs: Mutex::default(),
             clock: AtomicU64::new(1),
             metrics,
+            evicted: OnceLock::new(),
             _lock: lock,
         };
         store.take_in().map_err(failed(&store.dir))?;
@@ -118,6 +122,31 @@ impl Store {
 
     fn blobs(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Blob>>> {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of blobs that are evicted, from now on; once.
+    pub(super) fn watch_evictions(&self) -> mpsc::UnboundedReceiver<Digest> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        drop(self.evicted.set(sender));
+        receiver
+    }
+
+    /// Returns the blobs that will have to leave before long, if the cache is nearly full: the one unused for longest first.
+    pub(super) fn next_to_leave(&self) -> Vec<Digest> {
+        let most = self.quota - self.quota / 10;
+        let mut left = self.usage().saturating_sub(most);
+        let blobs = self.blobs();
+        let mut idle: Vec<&Arc<Blob>> = blobs.values().filter(|blob| blob.pins.load(Ordering::Acquire) == 0).collect();
+        idle.sort_by_key(|blob| blob.used.load(Ordering::Relaxed));
+        let mut leave = Vec::new();
+        for blob in idle {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(blob.stored());
+            leave.push(blob.digest());
+        }
+        leave
     }
 
     /// Returns where the blobs' files are.
@@ -218,6 +247,10 @@ impl Store {
             // Under the lock: the same blob may come back as new files of the same names.
             blob.unlink();
             self.metrics.evictions.inc();
+            if let Some(evicted) = self.evicted.get() {
+                // Nobody listens any more when the daemon ends.
+                let _ = evicted.send(blob.digest());
+            }
         }
         true
     }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -318,4 +319,34 @@ fn strangers_copies_and_the_unreachable_are_told_what_to_do_and_read_by_themselv
         assert!(node.get(&path) == (200, content.to_vec()));
         assert!(!node.log().contains(&hex::encode([7; 32])) && !node.log().contains(&hex::encode([8; 32])));
     }
+}
+
+#[test]
+fn a_cache_that_is_nearly_full_withdraws_what_is_to_leave_and_keeps_serving() {
+    let registries: Vec<(Registry, String, Arc<Vec<u8>>)> = (0..4)
+        .map(|number| {
+            let content = noise(6_000_000 + number);
+            (Registry::start(content.clone()), blob("some/repo", &content), content)
+        })
+        .collect();
+    let names: Vec<String> = registries.iter().map(|(registry, ..)| registry.name.clone()).collect();
+    let mut small = Node::start(&names[0], 7, &[]);
+    let config = small.dir.path().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let more = names[1..].iter().map(|name| format!("[[registry]]\nname = \"{name}\"\nurl = \"http://{name}\"\n"));
+    let text = text.replace("[swarm]", &format!("{}[swarm]", more.collect::<String>()));
+    std::fs::write(&config, format!("quota = \"16MiB\"\n{text}")).unwrap();
+    small.kill(Signal::SIGKILL);
+    small.run();
+    for round in 0..2 {
+        for (registry, path, content) in &registries {
+            let headers = format!("X-Dragonfly-Registry: {}\r\n", registry.name);
+            let (status, bytes) = ask(&small.listen, "GET", path, &headers).unwrap();
+            assert!(status == 200 && bytes == **content, "round {round}");
+        }
+    }
+    // What is above nine tenths leaves by itself, ten seconds after it was withdrawn.
+    let limit = (16 << 20) * 9 / 10;
+    until(small.dir.path(), || (small.metric("nydus_p2p_disk_usage_bytes") <= limit).then_some(()));
+    assert!(small.metric("nydus_p2p_disk_usage_bytes") > 0);
 }

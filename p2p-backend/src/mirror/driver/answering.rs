@@ -1,5 +1,7 @@
 //! Members' requests to us: one task each, which says what the swarm wants said, in order.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -13,6 +15,8 @@ use crate::swarm::port::{Inbound, Input};
 use crate::swarm::wire::Message as _;
 use crate::swarm::{Object, Peer};
 
+/// How long an asker may take nothing before it counts as gone.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Parts of an answer that wait for the network.
 const WAITING: usize = 4;
 /// Bytes of one read from the disk.
@@ -51,6 +55,11 @@ impl Saying {
     pub(super) fn abort(&self) {
         let _ = self.0.send(Say::Abort);
     }
+}
+
+/// Hands a part of an answer over to the network; false if the asker is gone, or takes nothing.
+async fn hand_over(parts: &mpsc::Sender<Result<Bytes, BrokenOff>>, part: Bytes) -> bool {
+    tokio::time::timeout(PATIENCE, parts.send(Ok(part))).await.is_ok_and(|sent| sent.is_ok())
 }
 
 /// What became of an answer.
@@ -126,7 +135,7 @@ impl Driver {
             };
             let went = match say {
                 None => return Said::Whole,
-                Some(Say::Frame(frame)) => parts.send(Ok(Record::Message(frame).encode())).await.is_ok(),
+                Some(Say::Frame(frame)) => hand_over(parts, Record::Message(frame).encode()).await,
                 Some(Say::Piece(sending)) => {
                     let piece = sending.piece;
                     match self.send_piece(sending, parts).await {
@@ -160,7 +169,7 @@ impl Driver {
         let length = u32::try_from(extent.end.checked_sub(at)?).ok()?;
         let head = Record::Piece { piece, offset: u32::try_from(offset).ok()?, length };
         for record in [Record::Message(map), head] {
-            if parts.send(Ok(record.encode())).await.is_err() {
+            if !hand_over(parts, record.encode()).await {
                 return Some(false);
             }
         }
@@ -188,7 +197,7 @@ impl Driver {
                 }
             };
             at += bytes.len() as u64;
-            if parts.send(Ok(bytes)).await.is_err() {
+            if !hand_over(parts, bytes).await {
                 return Some(false);
             }
         }
@@ -200,6 +209,6 @@ impl Driver {
         }
         let vouched = self.vouches.get(&object.0, piece)?;
         self.fetcher.metrics.to_peers.inc_by(u64::from(length));
-        Some(parts.send(Ok(Record::Vouch { piece, vouched }.encode())).await.is_ok())
+        Some(hand_over(parts, Record::Vouch { piece, vouched }.encode()).await)
     }
 }

@@ -190,9 +190,13 @@ impl Driver {
             }
         }
         let sum = *hash.finalize().as_bytes();
-        if filling.is_some()
-            && let Some(node) = self.node()
-        {
+        if filling.is_none() && pin.sum(piece).is_some_and(|stored| stored != sum) {
+            // What lies here from an earlier life is not what the registry has.
+            pin.drop_piece(piece);
+            self.feed(Input::Lost { object: plan.object, piece: number });
+            return Ok(());
+        }
+        if let Some(node) = self.node() {
             self.vouches.note(&digest, number, Vouched::sign(node.identity(), &digest, number, sum));
         }
         self.feed(Input::ReadPiece { reading: plan.reading, piece: number, sum });
