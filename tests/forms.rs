@@ -306,3 +306,56 @@ async fn what_a_chunk_dictionary_holds_is_used_and_brought_along() -> Result<()>
     bed.convert("base", &["--chunk-dict", &local])?;
     Ok(())
 }
+
+impl Bed {
+    fn check(&self, target: &str, source: Option<&str>) -> Result<String> {
+        let host = &self.registry.host;
+        let mut command = Command::new(shoal("nydusify")?);
+        command.args(["check", "--target", &format!("{host}/{target}:nydus")]);
+        if let Some(source) = source {
+            command.args(["--source", &format!("{host}/{source}")]);
+        }
+        run(command.arg("--work-dir").arg(self.scratch.path().join("output")))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_tells_an_image_from_one_that_is_not_its_source() -> Result<()> {
+    if !met(NEEDS) {
+        return Ok(());
+    }
+    let bed = Bed::new("check").await?;
+    for (name, arguments) in [("six", &[][..]), ("five", &["--fs-version", "5"]), ("original", &["--oci-ref"])] {
+        bed.convert(name, arguments)?;
+        bed.check(name, None).with_context(|| name.to_owned())?;
+        bed.check(name, Some("app:1")).with_context(|| name.to_owned())?;
+    }
+    // A file more, another command, a layer without its mark, a blob that is not there.
+    let mut layers = smoke::layers()?;
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    tar.append_data(&mut header, "etc/more", &b"more"[..])?;
+    let more = image::Layer::new(&tar.into_inner()?)?;
+    let told = |result: Result<String>| result.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    image::push(&bed.client, "app", "other", &[&layers[..], &[more]].concat(), json!({"Cmd": ["/bin/sh"]})).await?;
+    let text = told(bed.check("six", Some("app:other")));
+    ensure!(text.contains("etc"), "another source is not told: {text}");
+    image::push(&bed.client, "app", "command", &layers.split_off(0), json!({"Cmd": ["/bin/other"]})).await?;
+    let text = told(bed.check("six", Some("app:command")));
+    ensure!(text.contains("configuration") && text.contains("/bin/other"), "another command is not told: {text}");
+
+    let mut manifest: Value = serde_json::from_slice(&bed.client.manifest("six", "nydus").await?.bytes)?;
+    let media_type = manifest["mediaType"].as_str().context("a media type")?.to_owned();
+    let whole = manifest.clone();
+    manifest["layers"][0]["annotations"] = json!({});
+    bed.client.put_manifest("six", "nydus", &media_type, serde_json::to_vec(&manifest)?.into()).await?;
+    let text = told(bed.check("six", None));
+    ensure!(text.contains("nydus-blob"), "a layer without its mark is not told: {text}");
+    manifest.clone_from(&whole);
+    manifest["layers"][0]["digest"] = manifest["layers"][1]["digest"].clone();
+    bed.client.put_manifest("six", "nydus", &media_type, serde_json::to_vec(&manifest)?.into()).await?;
+    let text = told(bed.check("six", None));
+    ensure!(text.contains("does not name it"), "a blob that is not named is not told: {text}");
+    Ok(())
+}

@@ -1,5 +1,6 @@
 //! The commands of `nydusify`: images in registries and OCI layouts.
 
+pub mod check;
 pub mod convert;
 pub mod copy;
 pub mod fetch;

@@ -37,6 +37,7 @@ use crate::layer::Rules;
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
 use crate::overlay;
 use crate::pack::{Pool, Recipe};
+use crate::verify::Rigour;
 
 /// Memory that chunks under way may take, in bytes; trees and the program itself come on top.
 const CHUNK_MEMORY: u64 = 96 << 20;
@@ -276,7 +277,8 @@ impl Image<'_> {
             let verify = async {
                 let image = readback::bootstrap(place, &bootstrap).await?;
                 let at_once = self.workshop.pool.threads();
-                readback::compare(place, image, merged.expected, self.workshop.recipe.algorithm, at_once).await
+                let algorithm = self.workshop.recipe.algorithm;
+                readback::compare(place, image, merged.expected, algorithm, at_once, Rigour::Everything).await
             };
             let entries = verify.await.context("the pushed image is not the source image; nothing was tagged")?;
             metrics.verify_elapsed += nanos(begun);
@@ -436,7 +438,7 @@ fn blob_descriptor(made: &Made) -> Descriptor {
 }
 
 /// Returns the digests of the uncompressed layers, which must be as many as the layers.
-fn diff_ids(config: &serde_json::Value, layers: usize) -> anyhow::Result<Vec<String>> {
+pub(super) fn diff_ids(config: &serde_json::Value, layers: usize) -> anyhow::Result<Vec<String>> {
     let listed = config.pointer("/rootfs/diff_ids").and_then(serde_json::Value::as_array);
     // An image without layers needs no list of them.
     let listed = listed.map_or(&[][..], Vec::as_slice);

@@ -12,7 +12,7 @@ use super::fetch::{self, persist};
 use super::layer::{Pieces, TRIES, pause};
 use super::place::{Place, PlaceError};
 use crate::oci::Descriptor;
-use crate::verify::{self, Contents, Sound};
+use crate::verify::{self, Contents, Rigour, Sound};
 
 /// The largest bootstrap that is read back.
 const MAX_BOOTSTRAP: u64 = 2 << 30;
@@ -43,6 +43,7 @@ pub(super) async fn compare(
     expected: Expected,
     algorithm: Algorithm,
     at_once: usize,
+    rigour: Rigour,
 ) -> anyhow::Result<u64> {
     let image = Arc::new(image);
     let turn = Semaphore::new(at_once);
@@ -55,7 +56,7 @@ pub(super) async fn compare(
     });
     let sound = futures::future::try_join_all(checks).await?;
     let compare = tokio::task::spawn_blocking(move || {
-        verify::compare(&image, &sound, &expected.tree, &expected.contents, algorithm)
+        verify::compare(&image, &sound, &expected.tree, &expected.contents, algorithm, rigour)
     });
     Ok(compare.await.context("the comparison stopped")??)
 }

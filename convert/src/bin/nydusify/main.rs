@@ -1,5 +1,6 @@
 //! `nydusify`: makes RAFS images of container images in registries.
 
+mod check;
 mod convert;
 mod copy;
 mod side;
@@ -36,8 +37,8 @@ struct Cli {
 enum Command {
     /// Convert an image of a registry to a RAFS image in a registry
     Convert(Box<convert::Convert>),
-    /// Check a RAFS image (not supported yet)
-    Check(Rest),
+    /// Check a RAFS image, and compare it with its original
+    Check(Box<check::Check>),
     /// Mount a RAFS image (not supported yet)
     #[command(alias = "view")]
     Mount(Rest),
@@ -91,7 +92,7 @@ fn run(cli: Cli, progress: &Progress) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     match cli.command {
         Command::Convert(flags) => runtime.block_on(convert::run(&flags, progress)),
-        Command::Check(_) => not_yet("check"),
+        Command::Check(flags) => runtime.block_on(check::run(&flags, progress)),
         Command::Mount(_) => not_yet("mount"),
         Command::Copy(flags) => runtime.block_on(copy::run(&flags, progress)),
         Command::Build(_) => not_yet("build"),
