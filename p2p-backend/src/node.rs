@@ -178,7 +178,13 @@ impl Bound {
         let heard = ear.clone();
         let gossip = gossip.start(identity.peer(), members.watch(), move |from, text| heard.gossiped(from, text));
         let quit = CancellationToken::new();
-        let server = Arc::new(Server { linker, members: members.clone(), ear, troubles: Mutex::default() });
+        let server = Arc::new(Server {
+            linker,
+            members: members.clone(),
+            ear,
+            troubles: Mutex::default(),
+            guests: Mutex::default(),
+        });
         let serving = tokio::spawn(server.run(listener, quit.clone()));
         let joining = tokio::spawn(joining.run());
         Ok(Node { identity, pool, members, gossip, quit, joining, serving: Mutex::new(Some(serving)) })

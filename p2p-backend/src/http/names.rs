@@ -25,7 +25,7 @@ pub enum Reach {
 
 impl Reach {
     /// Tells whether `address` may be asked.
-    fn covers(self, address: IpAddr) -> bool {
+    pub(crate) fn covers(self, address: IpAddr) -> bool {
         self == Self::Everywhere || !is_link_local(address)
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::peer::Peer;
+use crate::http::Reach;
 
 /// Bytes of a zone's name at most.
 pub(super) const MOST_ZONE: usize = 63;
@@ -67,7 +68,9 @@ impl Member {
 
     /// Whether it is what a member can be: what came from elsewhere may be anything.
     pub(super) fn is_sound(&self) -> bool {
-        self.zone.len() <= MOST_ZONE && self.address.port() != 0 && !self.address.ip().is_unspecified()
+        let ip = self.address.ip();
+        let reachable = !ip.is_unspecified() && !ip.is_multicast() && Reach::NotLinkLocal.covers(ip);
+        self.zone.len() <= MOST_ZONE && self.address.port() != 0 && reachable
     }
 }
 
@@ -84,5 +87,23 @@ impl foca::Identity for Member {
 
     fn win_addr_conflict(&self, other: &Self) -> bool {
         (self.boot, self.revision) > (other.boot, other.revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_nowhere_where_no_member_can_be() {
+        let at = |address: &str| Member::new(Peer([1; 32]), address.parse().unwrap(), "a", 1, 1);
+        assert!(at("10.0.0.2:4011").is_sound() && at("[fd00::2]:4011").is_sound());
+        for address in
+            ["0.0.0.0:4011", "169.254.169.254:80", "[fe80::1]:4011", "224.0.0.1:4011", "10.0.0.2:0", "[::]:4011"]
+        {
+            assert!(!at(address).is_sound(), "{address}");
+        }
+        let long = Member::new(Peer([1; 32]), "10.0.0.2:1".parse().unwrap(), &"z".repeat(64), 1, 1);
+        assert!(!long.is_sound());
     }
 }

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 
 use super::link::{LinkError, Linker};
 use super::peer::Peer;
+use super::server::ASK;
 
-/// Connections to one member. One is taken by every ask that is not answered to its end.
+/// Connections for asks to one member. One is taken by every ask that is not answered to its end; news have one more.
 const PER_PEER: usize = 4;
 /// The other end closes what is idle after 10 s; what is nearly that old is not tried.
 const IDLE: Duration = Duration::from_secs(8);
@@ -51,11 +52,13 @@ type Sender = SendRequest<Full<Bytes>>;
 struct Slot {
     idle: Vec<(Sender, Instant)>,
     places: Arc<Semaphore>,
+    /// For what is short and must not wait behind asks that do.
+    errands: Arc<Semaphore>,
 }
 
 impl Default for Slot {
     fn default() -> Self {
-        Self { idle: Vec::new(), places: Arc::new(Semaphore::new(PER_PEER)) }
+        Self { idle: Vec::new(), places: Arc::new(Semaphore::new(PER_PEER)), errands: Arc::new(Semaphore::new(1)) }
     }
 }
 
@@ -138,7 +141,11 @@ impl Pool {
         path: &'static str,
         body: Bytes,
     ) -> Result<Answer, AskError> {
-        let places = self.slots().entry(peer).or_default().places.clone();
+        let places = {
+            let mut slots = self.slots();
+            let slot = slots.entry(peer).or_default();
+            if path == ASK { slot.places.clone() } else { slot.errands.clone() }
+        };
         let place = places.acquire_owned().await.expect("the places are never closed");
         let kept = || {
             let mut slots = self.slots();

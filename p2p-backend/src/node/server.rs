@@ -7,6 +7,7 @@
 //! | `/swarm/1/members` | nothing | where the asker was seen, and the list of members |
 //! | `/swarm/1/reach` | an address | nothing, once the asker was reached there |
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -31,9 +32,11 @@ use super::members::Members;
 use super::peer::Peer;
 use super::proof::ProofError;
 use super::seldom::Seldom;
+use crate::http::Reach;
 
-/// Connections that members may have to us.
+/// Connections that members may have to us, and each of them.
 const CONNECTIONS: usize = 256;
+const PER_MEMBER: usize = 16;
 /// After so long without a request a connection is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long the body of a request may take.
@@ -70,6 +73,40 @@ pub(super) struct Server {
     pub(super) members: Members,
     pub(super) ear: Arc<dyn Ear>,
     pub(super) troubles: Mutex<Troubles>,
+    /// How many connections each member has.
+    pub(super) guests: Mutex<HashMap<Peer, usize>>,
+}
+
+/// A member's connection, counted.
+struct Guest<'s> {
+    guests: &'s Mutex<HashMap<Peer, usize>>,
+    peer: Peer,
+}
+
+impl<'s> Guest<'s> {
+    /// Counts one more connection of `peer`; none if it has too many.
+    fn enter(guests: &'s Mutex<HashMap<Peer, usize>>, peer: Peer) -> Option<Self> {
+        let mut all = guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(peer).or_default();
+        if *count >= PER_MEMBER {
+            return None;
+        }
+        *count += 1;
+        drop(all);
+        Some(Self { guests, peer })
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let mut all = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.peer);
+            }
+        }
+    }
 }
 
 /// What is worth a line in the log from time to time.
@@ -145,8 +182,15 @@ impl Server {
             Err(error) => return self.troubles().tell(from, &error),
         };
         let peer = link.peer;
+        let Some(_guest) = Guest::enter(&self.guests, peer) else {
+            if self.troubles().crowd.now() {
+                tracing::warn!(%peer, %from, "a member has {PER_MEMBER} connections to us; further ones are refused");
+            }
+            return;
+        };
+        let answering = self.clone();
         let service = service_fn(move |request| {
-            let server = self.clone();
+            let server = answering.clone();
             async move { Ok::<_, Infallible>(server.answer(peer, from.ip(), request).await) }
         });
         let mut builder = http1::Builder::new();
@@ -194,7 +238,10 @@ impl Server {
 
     /// Connects back to a member that says where it is.
     async fn reach(&self, from: Peer, body: &[u8]) -> Response<Reply> {
-        let Some(address) = std::str::from_utf8(body).ok().and_then(|text| text.parse().ok()) else {
+        let address = std::str::from_utf8(body).ok().and_then(|text| text.parse().ok());
+        // What no member can be is not asked for one.
+        let address = address.filter(|address: &SocketAddr| Reach::NotLinkLocal.covers(address.ip()));
+        let Some(address) = address else {
             return status(StatusCode::BAD_REQUEST, "not an address");
         };
         match self.linker.connect(address, Some(from)).await {
@@ -233,5 +280,23 @@ impl Body for Reply {
                 .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
             Self::Parts(parts) => parts.poll_recv(context).map(|part| part.map(|part| part.map(Frame::data))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_has_so_many_connections_and_gets_back_what_it_gives_up() {
+        let guests = Mutex::default();
+        let enter = |number| Guest::enter(&guests, Peer([number; 32]));
+        let mut held: Vec<_> = (0..PER_MEMBER).map(|_| enter(1).expect("one of the first")).collect();
+        assert!(enter(1).is_none());
+        assert!(enter(2).is_some(), "others are not concerned");
+        held.pop();
+        assert!(enter(1).is_some());
+        held.clear();
+        assert!(guests.lock().unwrap().is_empty());
     }
 }

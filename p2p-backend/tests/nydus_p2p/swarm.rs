@@ -287,6 +287,13 @@ fn wrong_bytes_of_a_member_reach_no_reader_and_cost_it_its_trust() {
     assert_eq!(status, 200);
     assert!(bytes == *content, "wrong bytes reached a reader");
     assert!(reader.metric("nydus_p2p_swarm_quarantines_total") >= 1);
+    // A reader that finds a chunk wrong is given the registry's own bytes of these pieces.
+    let before = registry.sent.load(Ordering::SeqCst);
+    let headers = "Range: bytes=3000000-5000000\r\nX-Shoal-No-Peer: 1\r\n";
+    let (status, part) = ask(&reader.listen, "GET", &path, headers).unwrap();
+    assert!(status == 206 && part == content[3_000_000..=5_000_000]);
+    let again = registry.sent.load(Ordering::SeqCst) - before;
+    assert!((2_000_000..=4 << 20).contains(&again), "the registry sent {again} bytes again");
     reader.says(&["WARN", "it is not asked for an hour", "Bytes"]);
 }
 
