@@ -32,12 +32,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not TOML, or a key is unknown or of the wrong type.
-    #[error("{}: {source}correct or remove the key shown above; config/nydus-p2p.toml explains every key", path.display())]
+    #[error("{}: {error}correct or remove the key shown above; config/nydus-p2p.toml explains every key", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
         /// The place and the reason, several lines.
-        source: Box<toml::de::Error>,
+        error: Box<toml::de::Error>,
     },
     /// The value of a key makes no sense.
     #[error("`{key}`: {reason}")]
@@ -203,7 +203,7 @@ impl Config {
 
     /// Reads `text`, which came from `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+        toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })
     }
 
     /// Checks what types cannot say, and adds Docker Hub where it is not configured.
