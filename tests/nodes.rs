@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use nydus_tests::gate::{Gate, Pace};
 use nydus_tests::image;
 use nydus_tests::lab::{LAB, Lab};
 use nydus_tests::needs::{Need, met};
-use nydus_tests::process::{Process, shoal};
+use nydus_tests::process::{Process, run, shoal};
 use nydus_tests::registry::Registry;
 use nydus_tests::scratch::Scratch;
 
@@ -180,6 +181,21 @@ async fn what_a_crowd_reads_leaves_the_registry_once_whatever_happens_to_its_mem
     bed.read_at_once(&everybody, &path, &bytes, || {})?;
     let sent = (bed.gate.passed() - before).bytes;
     ensure!(sent * 100 <= bytes.len() as u64 * 125, "{sent} bytes left the registry for {}", bytes.len());
+
+    // The operator sees it.
+    let show = |view: &str| {
+        let address = format!("{}:4002", bed.lab.address(0));
+        run(Command::new(shoal("nydusctl")?).args(["swarm", "--address", &address, view]))
+    };
+    let (status, peers, blobs) = (show("status")?, show("peers")?, show("blobs")?);
+    println!("{status}\n{peers}\n{blobs}");
+    ensure!(
+        status.contains("Standing:               ready") && status.contains("Members ready:          4"),
+        "{status}"
+    );
+    ensure!(peers.lines().count() == 5 && peers.contains("(this node)"), "{peers}");
+    let digest = path.rsplit_once('/').context("a path")?.1;
+    ensure!(blobs.lines().any(|line| line.contains(digest) && line.contains("100.0 MiB")), "{blobs}");
 
     // One dies while all read.
     let (path, bytes) = bed.push(3, 40 << 20).await?;

@@ -2,7 +2,7 @@
 # Installs what building, testing and the demo need on Debian 12, as root. Does nothing where all is there.
 set -euo pipefail
 
-packages=(containerd runc docker-registry protobuf-compiler libprotobuf-dev fuse3 mmdebstrap erofs-utils strace faketime e2fsprogs
+packages=(containerd runc docker-registry protobuf-compiler libprotobuf-dev fuse3 mmdebstrap erofs-utils strace faketime e2fsprogs iproute2
   ca-certificates curl openssl busybox-static gcc g++ libc6-dev make cmake pkg-config python3 python3-venv python3-cryptography liblz4-1 libzstd1 systemd)
 
 missing=()

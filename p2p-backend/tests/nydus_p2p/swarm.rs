@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use nydus_backend::overview::{Blob, Peer, Status};
 use tempfile::TempDir;
 
 use crate::daemon::program;
@@ -167,9 +168,19 @@ fn nodes_that_start_at_once_take_a_blob_from_the_registry_once() {
     assert!(sent <= content.len() * 3 / 2, "the registry sent {sent} bytes of {}", content.len());
     let from_peers: u64 = nodes.iter().map(Node::peer_bytes).sum();
     assert!(from_peers as usize >= content.len() * 3 / 2, "{from_peers} bytes came from peers");
-    // Each finishes with the whole proved, and says so in a line.
+    // Each finishes with the whole proved, and says so in a line and to its operator.
     for node in &nodes {
         until(node.dir.path(), || node.log().contains("blob finished").then_some(()));
+        let (code, status) = ask(&node.metrics, "GET", "/swarm/status", "").unwrap();
+        let status: Status = serde_json::from_slice(&status).unwrap();
+        assert_eq!((code, status.members, status.standing.as_str()), (200, 3, "ready"));
+        assert_eq!(status.registry_bytes + status.peer_bytes, content.len() as u64);
+        let (_, peers) = ask(&node.metrics, "GET", "/swarm/peers", "").unwrap();
+        let peers: Vec<Peer> = serde_json::from_slice(&peers).unwrap();
+        assert_eq!(peers.iter().filter(|peer| peer.own).map(|peer| &peer.peer).collect::<Vec<_>>(), [&status.peer]);
+        let (_, blobs) = ask(&node.metrics, "GET", "/swarm/blobs", "").unwrap();
+        let blobs: Vec<Blob> = serde_json::from_slice(&blobs).unwrap();
+        assert!(blobs[0].proved && blobs[0].stored_bytes == content.len() as u64);
     }
 }
 
