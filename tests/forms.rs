@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nydus_backend::registry::{BlobRequest, Client};
@@ -13,9 +14,9 @@ use nydus_tests::front::Front;
 use nydus_tests::fuse::Mounted;
 use nydus_tests::liar::descriptor;
 use nydus_tests::needs::{CONTAINERD, Need, met};
-use nydus_tests::process::{run, shoal};
+use nydus_tests::process::{Process, run, shoal};
 use nydus_tests::registry::Registry;
-use nydus_tests::scratch::Scratch;
+use nydus_tests::scratch::{Scratch, mounts_below};
 use nydus_tests::tree::{self, Table};
 use nydus_tests::{image, smoke};
 use serde_json::{Value, json};
@@ -330,6 +331,19 @@ async fn a_check_tells_an_image_from_one_that_is_not_its_source() -> Result<()> 
         bed.check(name, None).with_context(|| name.to_owned())?;
         bed.check(name, Some("app:1")).with_context(|| name.to_owned())?;
     }
+    let at = bed.scratch.path().join("image-fs");
+    let mut mount = Command::new(shoal("nydusify")?);
+    mount.args(["mount", "--target", &format!("{}/six:nydus", bed.registry.host), "--mount-path"]).arg(&at);
+    mount.arg("--work-dir").arg(bed.scratch.path().join("mount"));
+    let mut mounted = Process::start("nydusify", mount, &bed.scratch.path().join("mount.log"))?;
+    mounted.wait_until(Duration::from_secs(20), || at.join("data/random").exists())?;
+    ensure!(std::fs::read(at.join("data/random"))? == smoke::random(), "the mount shows another file");
+    mounted.stop(Duration::from_secs(20))?;
+    ensure!(
+        mounts_below(&at).is_empty() && !bed.scratch.path().join("mount").exists(),
+        "something is left of the mount"
+    );
+
     // A file more, another command, a layer without its mark, a blob that is not there.
     let mut layers = smoke::layers()?;
     let mut tar = tar::Builder::new(Vec::new());

@@ -6,6 +6,7 @@ pub mod copy;
 pub mod fetch;
 pub mod known;
 pub mod layout;
+pub mod mount;
 pub mod place;
 pub mod progress;
 

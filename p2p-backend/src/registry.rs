@@ -220,6 +220,15 @@ impl Client {
         &self.0.host
     }
 
+    /// Tells whether the host is spoken to in plain text, finding out where that is left to us.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`] if it is not there.
+    pub async fn is_plain(&self) -> Result<bool, RegistryError> {
+        Ok(self.url("v2/").await?.scheme() == "http")
+    }
+
     /// Returns the counters of this client.
     pub fn traffic(&self) -> &Arc<Traffic> {
         &self.0.traffic

@@ -108,7 +108,7 @@ pub async fn check(request: &Request, progress: &Progress) -> anyhow::Result<Ver
 }
 
 /// Returns the bootstrap layer of a nydus image.
-fn nydus(found: &Found) -> Option<&Descriptor> {
+pub(super) fn nydus(found: &Found) -> Option<&Descriptor> {
     found.manifest.layers.last().filter(|layer| layer.annotations.contains_key(names::ANNOTATION_BOOTSTRAP))
 }
 

@@ -28,12 +28,15 @@ type Image = Bootstrap<Vec<u8>>;
 
 /// Reads the bootstrap of an image.
 pub(super) async fn bootstrap(place: &Place, layer: &Descriptor) -> anyhow::Result<Image> {
+    let bytes = bootstrap_bytes(place, layer).await?;
+    Ok(tokio::task::spawn_blocking(move || Bootstrap::open(bytes)).await.context("reading the bootstrap stopped")??)
+}
+
+/// Reads the bootstrap of an image as it is.
+pub(super) async fn bootstrap_bytes(place: &Place, layer: &Descriptor) -> anyhow::Result<Vec<u8>> {
     let gzip = fetch::blob(place, layer, layer.size).await?;
-    let image = tokio::task::spawn_blocking(move || {
-        let bytes = bundle::bootstrap(&gzip, MAX_BOOTSTRAP)?;
-        anyhow::Ok(Bootstrap::open(bytes)?)
-    });
-    image.await.context("reading the bootstrap stopped")?
+    let bytes = tokio::task::spawn_blocking(move || bundle::bootstrap(&gzip, MAX_BOOTSTRAP));
+    bytes.await.context("reading the bootstrap stopped")?
 }
 
 /// Reads everything back, `at_once` blobs at a time, and compares it with the source; returns how many entries there are.

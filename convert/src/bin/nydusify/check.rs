@@ -75,10 +75,14 @@ pub(crate) async fn run(flags: &Check, progress: &Progress) -> anyhow::Result<()
     let checked = check::check(&request, progress).await;
     let sides: Vec<&Side> = [Some(&target), source.as_ref()].into_iter().flatten().collect();
     match checked.map_err(|error| explained(error, &sides)).with_context(|| format!("checking {}", flags.target))? {
-        Verdict::Plain => tracing::info!(image = %flags.target, "it is a plain image: nothing is to be checked"),
-        Verdict::Sound => tracing::info!(image = %flags.target, "verified image: manifest and bootstrap"),
+        Verdict::Plain => {
+            tracing::info!(image = %flags.target, "it is a plain image: nothing is to be checked");
+        }
+        Verdict::Sound => {
+            tracing::info!(image = %flags.target, "verified image: manifest and bootstrap");
+        }
         Verdict::Same(entries) => {
-            tracing::info!(image = %flags.target, entries, "verified image: it equals the source")
+            tracing::info!(image = %flags.target, entries, "verified image: it equals the source");
         }
     }
     Ok(())

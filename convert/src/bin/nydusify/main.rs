@@ -3,6 +3,7 @@
 mod check;
 mod convert;
 mod copy;
+mod mount;
 mod side;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -39,9 +40,9 @@ enum Command {
     Convert(Box<convert::Convert>),
     /// Check a RAFS image, and compare it with its original
     Check(Box<check::Check>),
-    /// Mount a RAFS image (not supported yet)
+    /// Mount a RAFS image until interrupted
     #[command(alias = "view")]
-    Mount(Rest),
+    Mount(Box<mount::Mount>),
     /// Copy an image as it is, between registries, archives and OCI layouts
     Copy(Box<copy::Copy>),
     /// Build a RAFS image from a directory (not supported yet)
@@ -93,7 +94,7 @@ fn run(cli: Cli, progress: &Progress) -> anyhow::Result<()> {
     match cli.command {
         Command::Convert(flags) => runtime.block_on(convert::run(&flags, progress)),
         Command::Check(flags) => runtime.block_on(check::run(&flags, progress)),
-        Command::Mount(_) => not_yet("mount"),
+        Command::Mount(flags) => runtime.block_on(mount::run(&flags)),
         Command::Copy(flags) => runtime.block_on(copy::run(&flags, progress)),
         Command::Build(_) => not_yet("build"),
         Command::Optimize(_) => not_yet("optimize"),
