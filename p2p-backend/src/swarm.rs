@@ -25,6 +25,7 @@ pub mod config;
 mod grant;
 pub mod grid;
 mod home;
+mod intake;
 mod known;
 mod leave;
 pub mod members;
@@ -52,6 +53,7 @@ pub use time::Time;
 use ask::Asked;
 use blob::{Blob, Fetch, Place, Via};
 use grant::Grants;
+use intake::Intake;
 use leave::Tombs;
 use message::{Origin, Urgency};
 use port::{Exchange, Inbound, Order, Want};
@@ -77,6 +79,7 @@ pub struct Swarm {
     wants: BTreeMap<Want, Wanted>,
     asked: BTreeMap<Exchange, Asked>,
     counter: Counter,
+    intake: Intake,
     register: Register,
     standings: Standings,
     grants: Grants,
@@ -86,7 +89,7 @@ pub struct Swarm {
     /// Objects whose fetches may have got something to do.
     dirty: BTreeSet<Object>,
     /// Objects whose fetches wait until this node asks for less.
-    starved: BTreeSet<Object>,
+    starved: BTreeSet<(std::cmp::Reverse<Urgency>, Object)>,
     next: u64,
     out: Vec<Output>,
 }
@@ -126,6 +129,7 @@ impl Swarm {
             wants: BTreeMap::new(),
             asked: BTreeMap::new(),
             counter: Counter::new(),
+            intake: Intake::default(),
             register: Register::default(),
             standings: Standings::default(),
             grants: Grants::default(),
@@ -186,8 +190,17 @@ impl Swarm {
 
     /// Does what became possible.
     fn settle(&mut self) {
-        while let Some(object) = self.dirty.pop_first() {
-            self.pump(object);
+        loop {
+            while let Some(object) = self.dirty.pop_first() {
+                self.pump(object);
+            }
+            match self.starved.first().copied() {
+                Some((urgency, object)) if self.has_room(urgency.0) => {
+                    self.starved.remove(&(urgency, object));
+                    self.dirty.insert(object);
+                }
+                _ => break,
+            }
         }
         self.upload();
     }
@@ -320,6 +333,9 @@ impl Swarm {
         for blob in self.blobs.values_mut() {
             blob.known.forget(&peer);
             blob.ledgers.values_mut().for_each(|ledger| ledger.forget(&peer));
+        }
+        if blame != port::Blame::Bytes {
+            self.discard_vouched(peer);
         }
     }
 }

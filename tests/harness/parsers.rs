@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::http::Method;
+use nydus_backend::swarm::message::{Ask, Frame, Report, Summary};
+use nydus_backend::swarm::wire::Message;
 use nydus_convert::layer::estargz::Toc as LayerToc;
 use nydus_convert::layer::{BodyId, LayerBuilder, Rules, reference};
 use nydus_convert::tar::Archive;
@@ -41,6 +43,7 @@ pub const ALL: &[(&str, Parser)] = &[
     ("labels", labels),
     ("config", config),
     ("api", api),
+    ("swarm", swarm),
 ];
 
 /// Returns the parser of a name.
@@ -273,4 +276,17 @@ fn api(bytes: &[u8]) {
     {
         config(mount.config.as_bytes());
     }
+}
+
+/// Any bytes as each message between members of a swarm: what can be read is written the same again.
+fn swarm(bytes: &[u8]) {
+    fn read<M: Message + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+        if let Ok(message) = M::decode(bytes) {
+            assert_eq!(M::decode(&message.encode()).as_ref(), Ok(&message), "it is not what was written");
+        }
+    }
+    read::<Ask>(bytes);
+    read::<Frame>(bytes);
+    read::<Report>(bytes);
+    read::<Summary>(bytes);
 }

@@ -258,8 +258,8 @@ impl Driver {
             }
             // Dropping what it is said through ends an answer.
             Output::Close { inbound } => drop(mind.answering.remove(&inbound)),
-            Output::Read { reading, object, size, origin, pieces, credential, .. } => {
-                self.read(mind, reading, object, size, &origin, pieces, credential);
+            Output::Read { reading, object, size, origin, pieces, offset, credential } => {
+                self.read(mind, reading, object, size, &origin, pieces, offset, credential);
             }
             Output::StopRead { reading } => {
                 if let Some(read) = mind.reading.remove(&reading) {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::blob::{Place, Via};
-use super::grid::{GROUP, Mask, Object, group_of};
+use super::blob::{Place, Vain, Via};
+use super::grid::{GROUP, Mask, Object, Pieces, group_of};
 use super::members::{Homes, Peer};
-use super::message::{Ask, Frame, HaveMap, Manner, Sum, Urgency, Vouch};
+use super::message::{Ask, Frame, HaveMap, Holder, Manner, Sum, Urgency, Vouch};
 use super::port::{Blame, Credential, End, Event, Exchange, Failure, Output};
 use super::time::Time;
 use super::{Swarm, Timer};
@@ -25,6 +25,8 @@ pub(super) struct Asked {
     /// When patience with mere promises ends.
     deadline: Time,
     hedged: bool,
+    /// It took so long that we looked whether others lost patience with it.
+    doubted: bool,
     /// A piece whose bytes are coming on it.
     flowing: Option<u32>,
 }
@@ -49,6 +51,8 @@ enum Above {
     Home(Peer),
     /// Nobody: we are the home.
     Us,
+    /// The home, but not before then.
+    Busy(Time),
     /// Nobody can be reached at the moment.
     Nobody,
 }
@@ -57,23 +61,36 @@ enum Above {
 const RETRY: Duration = Duration::from_millis(500);
 /// Referrals after which the home has to give the bytes.
 const REFERRALS: u8 = 2;
+/// When to look again for somebody who is just too busy.
+const SOON: Duration = Duration::from_millis(10);
+/// Whom a home asks for copies at most.
+const SPARES: usize = 4;
+/// A wait without any byte for so long takes no room from other pieces.
+const STUCK: Duration = Duration::from_secs(1);
+/// Times that a home sends another one away before that one reads the registry.
+const REBUFFS: u8 = 2;
+/// A node does not ask for more than it can take within this time.
+const AHEAD: Duration = Duration::from_millis(150);
 
 impl Swarm {
     /// Finds sources for what needs one, as far as the window goes.
     pub(super) fn pump(&mut self, object: Object) {
         let Some(blob) = self.blobs.get(&object) else { return };
-        let todo: Vec<u32> = blob.todo.iter().take(4 * self.config.window).map(|(_, _, piece)| *piece).collect();
+        let window = self.intake.window(self.config.window, AHEAD) + self.stuck(Some(object));
+        let todo: Vec<u32> = blob.todo.iter().map(|(_, _, piece)| *piece).collect();
         for piece in todo {
             let Some(blob) = self.blobs.get(&object) else { return };
             let Some(fetch) = blob.fetches.get(&piece).filter(|_| blob.is_todo(piece)) else { continue };
-            if !fetch.hedge && blob.assigned >= self.config.window {
-                break;
+            if !fetch.hedge && !fetch.duty && blob.assigned >= window {
+                // It only waits its turn, which is no lack of progress.
+                if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
+                    fetch.begun = None;
+                }
+                continue;
             }
-            let most =
-                if fetch.urgency == Urgency::Demand { self.config.node_window } else { self.config.prefetch_window };
-            if self.asked.len() + self.register.len() >= most {
+            if !fetch.duty && !self.has_room(fetch.urgency) {
                 // Somebody's end will wake this.
-                self.starved.insert(object);
+                self.starved.insert((std::cmp::Reverse(fetch.urgency), object));
                 break;
             }
             match self.source(object, piece) {
@@ -91,43 +108,68 @@ impl Swarm {
         }
     }
 
+    /// Whether this node may ask for more.
+    pub(super) fn has_room(&self, urgency: Urgency) -> bool {
+        let most = if urgency == Urgency::Demand { self.config.node_window } else { self.config.prefetch_window };
+        self.asked.len() + self.register.len() < most + self.stuck(None)
+    }
+
+    /// Returns how many pieces, of an object or in all, wait for long at somebody who only promises.
+    fn stuck(&self, object: Option<Object>) -> usize {
+        let waits = |asked: &&Asked| asked.flowing.is_none() && self.now.since(asked.at) > STUCK;
+        let of = |asked: &&Asked| object.is_none_or(|object| asked.object == object);
+        let all = self.asked.values().filter(waits).filter(of);
+        all.map(|asked| if object.is_some() { asked.mask.len() as usize } else { 1 }).sum()
+    }
+
     fn source(&mut self, object: Object, piece: u32) -> Source {
         let now = self.now;
-        let Some(blob) = self.blobs.get(&object) else { return Source::None(Failure::Unavailable) };
-        let Some(fetch) = blob.fetches.get(&piece) else { return Source::None(Failure::Unavailable) };
-        let (no_peer, leased, stand_in) = (fetch.no_peer, fetch.lessor.is_some(), fetch.stand_in);
+        let Some(blob) = self.blobs.get_mut(&object) else { return Source::None(Failure::Unavailable) };
+        let Some(fetch) = blob.fetches.get_mut(&piece) else { return Source::None(Failure::Unavailable) };
+        if fetch.begun.is_none() {
+            fetch.begun = Some(now);
+            fetch.progress = now;
+        }
+        fetch.next_is_registry = false;
+        let (no_peer, leased, doubted) = (fetch.no_peer, fetch.lessor.is_some(), fetch.doubted);
+        // Others take us for the home, and whom we take for it has nothing for us: their view is as good as ours.
+        let ours = fetch.duty && fetch.rebuffs >= REBUFFS;
         let tired = now.since(fetch.progress) >= self.config.alone + fetch.patience;
         if no_peer || leased || tired {
             let source = self.by_registry(object, piece, Vec::new());
-            if tired && matches!(source, Source::Read(..)) {
+            if tired
+                && matches!(source, Source::Read(..))
+                && self.homes(object, group_of(piece)).all.first() != Some(&self.me)
+            {
                 self.out.push(Output::Count(Event::Alone));
             }
             if no_peer || leased || !matches!(source, Source::Wait(_)) {
                 return source;
             }
         }
-        if let Some(peer) = self.known_holder(object, piece) {
+        if !doubted && let Some(peer) = self.known_holder(object, piece) {
             return Source::Ask(peer, Manner::Holder);
         }
         if self.views == 0 {
             let end = self.started + self.config.no_view;
             return if now < end { Source::Wait(end) } else { self.by_registry(object, piece, Vec::new()) };
         }
-        match self.above(object, piece) {
-            Above::Home(home) if stand_in => {
-                let spares = self.spares(object, piece, Some(home));
-                self.by_registry(object, piece, spares)
-            }
+        match if ours { Above::Us } else { self.above(object, piece) } {
             Above::Home(home) => {
                 let fetch = &self.blobs[&object].fetches[&piece];
-                let manner = if fetch.referrals >= REFERRALS { Manner::BytesOnly } else { Manner::Home };
+                let manner =
+                    if fetch.referrals >= REFERRALS || fetch.doubted { Manner::BytesOnly } else { Manner::Home };
                 Source::Ask(home, manner)
             }
             Above::Us => {
-                let newcomer = now.since(self.started) < self.config.newcomer || self.news.claims(&object);
-                let spares = if newcomer || stand_in { self.spares(object, piece, None) } else { Vec::new() };
+                if let Some(until) = self.holder_later(object, piece).filter(|_| !doubted) {
+                    return Source::Wait(until);
+                }
+                let spares =
+                    if !doubted && self.may_exist(object, piece) { self.spares(object, piece) } else { Vec::new() };
                 self.by_registry(object, piece, spares)
             }
+            Above::Busy(until) => Source::Wait(until),
             Above::Nobody => Source::Wait(now + RETRY / 4),
         }
     }
@@ -143,7 +185,7 @@ impl Swarm {
             if !has && !neighbour.coming.has(piece) {
                 continue;
             }
-            let load = neighbour.load(now, pace);
+            let load = self.standings.load(peer, pace, now);
             if load >= most || !self.usable(peer) || !self.fresh(fetch, peer) {
                 continue;
             }
@@ -176,10 +218,27 @@ impl Swarm {
         Some(found)
     }
 
+    /// Tells when a holder can be asked again that was busy, or that reads the piece in our stead: better late than twice.
+    fn holder_later(&mut self, object: Object, piece: u32) -> Option<Time> {
+        let now = self.now;
+        let blob = self.blobs.get_mut(&object)?;
+        let leased = blob.ledgers.get_mut(&group_of(piece)).is_some_and(|ledger| ledger.leased(now).has(piece));
+        let blob = self.blobs.get(&object)?;
+        let fetch = blob.fetches.get(&piece)?;
+        let soon = leased.then(|| now + SOON);
+        let known = blob.known.iter().filter(|(_, neighbour)| neighbour.have.has(piece)).map(|(peer, _)| peer);
+        let ledger = blob.ledgers.get(&group_of(piece));
+        let listed = ledger.into_iter().flat_map(|ledger| ledger.holders(Mask::of(piece))).map(|(peer, _)| peer);
+        let able = known.chain(listed).filter(|peer| self.usable(peer));
+        let until =
+            |peer: &Peer| fetch.tried.get(peer).map_or(Some(now + SOON), |vain| (!vain.skip).then_some(vain.until));
+        able.filter_map(until).map(|until| until.max(now + SOON)).chain(soon).min()
+    }
+
     /// Whether a peer is worth asking for a piece: not asked at the moment, and not in vain just now.
     fn fresh(&self, fetch: &super::blob::Fetch, peer: &Peer) -> bool {
         let asked = |via: &Via| matches!(via, Via::Ask(exchange) if self.asked.get(exchange).is_some_and(|asked| asked.to == *peer));
-        !fetch.sources.iter().any(asked) && fetch.tried.get(peer).is_none_or(|until| *until <= self.now)
+        !fetch.sources.iter().any(asked) && fetch.tried.get(peer).is_none_or(|vain| vain.until <= self.now)
     }
 
     /// Returns the homes of a group for us.
@@ -196,7 +255,6 @@ impl Swarm {
         let Some(fetch) = self.blobs.get(&object).and_then(|blob| blob.fetches.get(&piece)) else {
             return Above::Nobody;
         };
-        let mut alive = false;
         for line in [&homes.zone, &homes.all] {
             for peer in line {
                 if *peer == self.me {
@@ -206,15 +264,15 @@ impl Swarm {
                     break;
                 }
                 if self.usable(peer) {
-                    alive = true;
                     if self.fresh(fetch, peer) {
                         return Above::Home(*peer);
                     }
+                    // One that has much to do is the home all the same: another one would read the registry again.
+                    if let Some(vain) = fetch.tried.get(peer).filter(|vain| !vain.skip && vain.until > self.now) {
+                        return Above::Busy(vain.until);
+                    }
                 }
             }
-        }
-        if alive {
-            return Above::Nobody;
         }
         // All that were to be asked are dead for us: the cluster is cut, or falling apart. Whoever is left has homes, too.
         let rest = self.view.homes_among(&object, group_of(piece), |peer| *peer == self.me || self.usable(peer));
@@ -225,15 +283,26 @@ impl Swarm {
         }
     }
 
-    /// Returns whom a home asks for copies before it believes that there are none.
-    fn spares(&mut self, object: Object, piece: u32, home: Option<Peer>) -> Vec<Peer> {
+    /// Whether there may be copies of a piece that we as its home do not know of: we are new, the home was another one
+    /// until now, or somebody says so.
+    fn may_exist(&mut self, object: Object, piece: u32) -> bool {
+        let first = self.homes(object, group_of(piece)).all.first() == Some(&self.me);
+        !first || self.now.since(self.started) < self.config.newcomer || self.news.claims(&object)
+    }
+
+    /// Returns whom a home asks for copies before it believes that there are none: those who were home before it or will
+    /// be after it, those who say that they have some, and those who are known to have the most.
+    fn spares(&mut self, object: Object, piece: u32) -> Vec<Peer> {
         let homes = self.homes(object, group_of(piece));
-        let Some(fetch) = self.blobs.get(&object).and_then(|blob| blob.fetches.get(&piece)) else { return Vec::new() };
+        let Some(blob) = self.blobs.get(&object) else { return Vec::new() };
+        let Some(fetch) = blob.fetches.get(&piece) else { return Vec::new() };
+        let mut rich: Vec<(u32, Peer)> = blob.known.iter().map(|(peer, other)| (other.have.len(), *peer)).collect();
+        rich.sort_unstable_by(|a, b| b.cmp(a));
+        let rich = rich.into_iter().map(|(_, peer)| peer).take(SPARES);
         let claimed = self.news.claimants(&object);
-        let all = home.into_iter().chain(homes.all).chain(homes.zone).take(4).chain(claimed);
-        let mut spares = Vec::new();
-        for peer in all {
-            if self.usable(&peer) && self.fresh(fetch, &peer) && !spares.contains(&peer) && spares.len() < 3 {
+        let mut spares: Vec<Peer> = Vec::new();
+        for peer in homes.all.into_iter().take(SPARES - 1).chain(rich).chain(claimed) {
+            if self.usable(&peer) && self.fresh(fetch, &peer) && !spares.contains(&peer) && spares.len() < SPARES {
                 spares.push(peer);
             }
         }
@@ -245,6 +314,9 @@ impl Swarm {
         let Some(blob) = self.blobs.get(&object) else { return Source::None(Failure::Unavailable) };
         let Some(fetch) = blob.fetches.get(&piece) else { return Source::None(Failure::Unavailable) };
         if let Some(until) = self.register.rests(&blob.origin, self.now) {
+            if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
+                fetch.next_is_registry = fetch.sources.is_empty();
+            }
             return Source::Wait(until);
         }
         if fetch.urgency == Urgency::Prefetch
@@ -285,20 +357,21 @@ impl Swarm {
         let now = self.now;
         let Some(blob) = self.blobs.get(&object) else { return };
         let Some(first) = blob.fetches.get(&piece) else { return };
-        let (urgency, offset) = (first.urgency, first.got);
+        // What the registry sent of it, no peer goes on with: nobody has signed that.
+        let (urgency, offset) = (first.urgency, if first.pure { 0 } else { first.got });
         let mut mask = Mask::of(piece);
         // Neighbours that need the same: one ask for all, except that a broken off piece is continued by itself.
         for (other, fetch) in blob.fetches.range(group * GROUP..(group + 1) * GROUP) {
             let needs = blob.is_todo(*other) && fetch.hedge == first.hedge && !fetch.no_peer && fetch.lessor.is_none();
-            if offset > 0 || !needs || fetch.got > 0 || *other == piece || !self.fresh(fetch, &to) {
+            if offset > 0 || !needs || (fetch.got > 0 && !fetch.pure) || *other == piece || !self.fresh(fetch, &to) {
                 continue;
             }
             let useful = match manner {
-                Manner::Home | Manner::Spare => fetch.referrals < REFERRALS,
-                Manner::BytesOnly => fetch.referrals >= REFERRALS,
+                Manner::Home | Manner::Spare => fetch.referrals < REFERRALS && !fetch.doubted,
+                Manner::BytesOnly => fetch.referrals >= REFERRALS || fetch.doubted,
                 Manner::Holder => {
                     let neighbour = blob.known.get(&to);
-                    let load = neighbour.map_or(0, |neighbour| neighbour.load(now, self.counter.pace()));
+                    let load = self.standings.load(&to, self.counter.pace(), now);
                     neighbour.is_some_and(|neighbour| neighbour.have.has(*other))
                         && load + mask.len() < self.config.backlog
                         && mask.len() < self.config.run
@@ -317,9 +390,12 @@ impl Swarm {
             mask,
             offset,
             manner,
-            below: below.unwrap_or(u8::MAX),
+            // Whoever looks for copies reads the registry meanwhile: it waits for nobody.
+            below: if manner == Manner::Spare { 0 } else { below.unwrap_or(u8::MAX) },
             urgency,
             can_read: self.token_for(object, piece).is_some(),
+            have: blob.told(),
+            backlog: self.counter.backlog(),
         };
         let exchange = Exchange(self.number());
         let Some(blob) = self.blobs.get_mut(&object) else { return };
@@ -327,14 +403,26 @@ impl Swarm {
             blob.assign(piece, Via::Ask(exchange));
             if let Some(fetch) = blob.fetches.get_mut(&piece) {
                 fetch.mixed |= offset > 0;
+                if std::mem::take(&mut fetch.pure) {
+                    fetch.got = 0;
+                }
             }
         }
-        if let Some(neighbour) = blob.known.get_mut(&to) {
-            neighbour.asked += mask.len();
-        }
-        let deadline = now + self.config.deadline;
-        let asked =
-            Asked { to, object, group, mask, manner, at: now, heard: None, deadline, hedged: false, flowing: None };
+        self.standings.asked(to, mask.len());
+        let deadline = now + self.config.deadline * if manner == Manner::Holder { 2 } else { 1 };
+        let asked = Asked {
+            to,
+            object,
+            group,
+            mask,
+            manner,
+            at: now,
+            heard: None,
+            deadline,
+            hedged: false,
+            doubted: false,
+            flowing: None,
+        };
         self.asked.insert(exchange, asked);
         self.timer(now + self.standings.hedge(self.config.hedge), Timer::Exchange(exchange));
         self.out.push(Output::Ask { exchange, to, ask });
@@ -353,13 +441,10 @@ impl Swarm {
         let (to, object, over) = (asked.to, asked.object, asked.mask.is_empty());
         if over {
             self.asked.remove(&exchange);
-            self.dirty.append(&mut self.starved);
         }
         if let Some(blob) = self.blobs.get_mut(&object) {
             blob.unassign(piece, Via::Ask(exchange));
-            if let Some(neighbour) = blob.known.get_mut(&to) {
-                neighbour.asked = neighbour.asked.saturating_sub(1);
-            }
+            self.standings.settled(&to);
             self.dirty.insert(object);
         }
         true
@@ -374,20 +459,21 @@ impl Swarm {
 
     /// Leaves a source; its pieces need another one. Until then it is not asked for them.
     fn leave(&mut self, exchange: Exchange, until: Time) {
+        let vain = Vain { until, skip: true };
         let Some(asked) = self.asked.get(&exchange) else { return };
         let (object, group, mask, to) = (asked.object, asked.group, asked.mask, asked.to);
         self.out.push(Output::Leave { exchange });
         for piece in mask.pieces(group) {
-            self.give_back(exchange, object, piece, to, until);
+            self.give_back(exchange, object, piece, to, vain);
         }
     }
 
     /// A source will not give a piece.
-    fn give_back(&mut self, exchange: Exchange, object: Object, piece: u32, to: Peer, until: Time) {
+    fn give_back(&mut self, exchange: Exchange, object: Object, piece: u32, to: Peer, vain: Vain) {
         if self.settle_piece(exchange, piece)
             && let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece))
         {
-            fetch.tried.insert(to, until);
+            fetch.tried.insert(to, vain);
         }
     }
 
@@ -399,7 +485,7 @@ impl Swarm {
         }
         asked.heard = Some(now);
         let found = (asked.to, asked.object, asked.group, asked.manner);
-        self.standings.heard(asked.to, now);
+        self.standings.heard(asked.to);
         Some(found)
     }
 
@@ -422,50 +508,67 @@ impl Swarm {
                 }
             }
             Frame::Refer { holders, .. } => {
-                let most = self.config.neighbours;
                 let useful = manner == Manner::Home && holders.iter().any(|holder| self.usable(&holder.peer));
-                let Some(blob) = self.blobs.get_mut(&object) else { return };
-                for holder in holders.iter().filter(|holder| useful && holder.peer != self.me) {
-                    let neighbour = blob.known.hear(holder.peer, most, now);
-                    for piece in holder.have.pieces(group) {
-                        neighbour.have.insert(piece);
-                    }
-                    for piece in holder.coming.pieces(group) {
-                        neighbour.coming.insert(piece);
-                    }
-                    blob.known.busy(&holder.peer, holder.backlog, now);
+                if useful {
+                    self.hear_of(object, group, &holders);
                 }
                 for piece in mask.pieces(group) {
                     // A referral that was not asked for is no answer.
                     let until = if useful { now } else { now + RETRY };
-                    self.give_back(exchange, object, piece, to, until);
+                    self.give_back(exchange, object, piece, to, Vain { until, skip: !useful });
                     if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
                         fetch.referrals = fetch.referrals.saturating_add(1);
                         fetch.progress = now;
                     }
                 }
             }
-            Frame::Busy { .. } => {
-                if let Some(blob) = self.blobs.get_mut(&object) {
-                    blob.known.busy(&to, u8::try_from(2 * self.config.backlog).unwrap_or(u8::MAX), now);
+            Frame::Busy { holders, .. } => {
+                self.hear_of(object, group, &holders);
+                let backlog = u8::try_from(2 * self.config.backlog).unwrap_or(u8::MAX);
+                self.standings.busy(to, backlog, self.counter.pace(), now);
+                for piece in mask.pieces(group) {
+                    self.give_back(exchange, object, piece, to, Vain { until: now + RETRY / 4, skip: false });
+                    if manner == Manner::Home || manner == Manner::BytesOnly {
+                        self.rebuffed(object, piece);
+                    }
                 }
-                mask.pieces(group).for_each(|piece| self.give_back(exchange, object, piece, to, now + RETRY / 4));
             }
             Frame::Gone { .. } | Frame::Denied { .. } => {
                 for piece in mask.pieces(group) {
                     if let Some(blob) = self.blobs.get_mut(&object) {
                         blob.known.miss(&to, piece);
                     }
-                    self.give_back(exchange, object, piece, to, now + RETRY);
+                    self.give_back(exchange, object, piece, to, Vain { until: now + RETRY, skip: true });
                 }
             }
             Frame::Lease { .. } => {
                 for piece in mask.pieces(group) {
-                    self.give_back(exchange, object, piece, to, now);
+                    self.give_back(exchange, object, piece, to, Vain { until: now, skip: false });
                     self.take_lease(object, piece, to);
                 }
             }
             Frame::Map(map) => self.mapped(object, to, map),
+        }
+    }
+
+    /// A home has too much to do: that is a sign of life, but not for ever.
+    fn rebuffed(&mut self, object: Object, piece: u32) {
+        let now = self.now;
+        let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) else { return };
+        fetch.rebuffs = fetch.rebuffs.saturating_add(1);
+        if fetch.begun.is_some_and(|begun| now.since(begun) < self.config.deadline) {
+            fetch.progress = now;
+        }
+    }
+
+    /// Somebody names holders of a group.
+    fn hear_of(&mut self, object: Object, group: u32, holders: &[Holder]) {
+        let (most, now, pace) = (self.config.neighbours, self.now, self.counter.pace());
+        let Some(blob) = self.blobs.get_mut(&object) else { return };
+        for holder in holders.iter().filter(|holder| holder.peer != self.me) {
+            let set = |mask: Mask| mask.pieces(group).collect();
+            blob.known.hear_of(holder.peer, &set(holder.have), &set(holder.coming), most, now);
+            self.standings.hint(holder.peer, holder.backlog, pace, now);
         }
     }
 
@@ -477,11 +580,15 @@ impl Swarm {
         let stands = depth.map_or(0, |depth| depth.saturating_add(1));
         if depth.is_some_and(|depth| depth >= fetch.ceiling) {
             // It fell behind where we stand: waiting for it could be waiting for ourselves.
-            self.give_back(exchange, object, piece, to, now + RETRY);
+            self.drop_from_ask(exchange, piece);
+            if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
+                fetch.tried.insert(to, Vain { until: now + RETRY, skip: true });
+            }
             return;
         }
         let mine = stands.max(1);
-        fetch.depth = Some(fetch.depth.map_or(mine, |depth| depth.min(mine)));
+        // With two sources it is the deeper one that counts: the other may go, and then we wait for this.
+        fetch.depth = fetch.depth.max(Some(mine));
         // A registry that was only asked to be sure is not needed, unless it was faster.
         let readings: Vec<Via> = fetch.sources.iter().filter(|via| matches!(via, Via::Read(_))).copied().collect();
         if fetch.got == 0 && !fetch.no_peer {
@@ -492,13 +599,14 @@ impl Swarm {
     }
 
     fn mapped(&mut self, object: Object, from: Peer, map: HaveMap) {
-        let (most, now, me) = (self.config.neighbours, self.now, self.me);
-        let quarantined: Vec<bool> = map.others.iter().map(|(peer, _)| self.standings.quarantined(peer, now)).collect();
+        let (most, now, me, pace) = (self.config.neighbours, self.now, self.me, self.counter.pace());
         let Some(blob) = self.blobs.get_mut(&object) else { return };
-        blob.known.map(from, map.have, map.coming, map.backlog, most, now);
-        for ((peer, have), quarantined) in map.others.into_iter().zip(quarantined) {
-            if peer != me && !quarantined {
-                blob.known.hear_of(peer, have, most, now);
+        blob.known.map(from, map.have, map.coming, most, now);
+        self.standings.busy(from, map.backlog, pace, now);
+        for other in map.others {
+            if other.peer != me && !self.standings.quarantined(&other.peer, now) {
+                blob.known.hear_of(other.peer, &other.have, &Pieces::new(), most, now);
+                self.standings.hint(other.peer, other.backlog, pace, now);
             }
         }
     }
@@ -515,6 +623,7 @@ impl Swarm {
         let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) else { return };
         fetch.progress = now;
         fetch.got = fetch.got.max(got);
+        fetch.pure = false;
         fetch.depth = fetch.depth.or(Some(1));
         if !begins {
             return;
@@ -545,12 +654,22 @@ impl Swarm {
             return;
         };
         let mixed = fetch.mixed;
-        let vouch = vouch.filter(|vouch| vouch.sum == sum && !self.standings.quarantined(&vouch.by, self.now));
+        let vouch = vouch.filter(|vouch| vouch.sum == sum);
+        if let Some(vouch) = vouch
+            && self.standings.quarantined(&vouch.by, self.now)
+        {
+            // The sender is as good as it knew. Those who have the same are no better, so the home has to see to it.
+            self.out.push(Output::Reject { exchange, piece });
+            (fetch.got, fetch.mixed, fetch.doubted) = (0, false, true);
+            let until = self.now + RETRY;
+            self.give_back(exchange, object, piece, to, Vain { until, skip: manner != Manner::Home });
+            return;
+        }
         let Some(vouch) = vouch else {
             self.out.push(Output::Reject { exchange, piece });
             fetch.got = 0;
             fetch.mixed = false;
-            self.give_back(exchange, object, piece, to, self.now + RETRY);
+            self.give_back(exchange, object, piece, to, Vain { until: self.now + RETRY, skip: true });
             // With two senders of one piece nobody knows whose part was wrong.
             if !mixed {
                 self.quarantine(to, Blame::Bytes, object, piece);
@@ -561,7 +680,7 @@ impl Swarm {
         self.judge(object, piece, &finding);
         if finding.disputed || finding.two_faced.is_some() {
             self.out.push(Output::Reject { exchange, piece });
-            self.give_back(exchange, object, piece, to, self.now);
+            self.give_back(exchange, object, piece, to, Vain { until: self.now, skip: false });
             if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
                 fetch.no_peer = true;
             }
@@ -571,6 +690,7 @@ impl Swarm {
             asked.deadline = self.now + self.config.deadline;
         }
         self.settle_piece(exchange, piece);
+        self.intake.took(self.now);
         self.gain(Some(exchange), object, piece);
         // A home knows what it gave us.
         if manner == Manner::Holder || manner == Manner::Spare {
@@ -581,11 +701,15 @@ impl Swarm {
     pub(super) fn ended(&mut self, exchange: Exchange, end: End) {
         let Some(asked) = self.asked.get(&exchange) else { return };
         let (object, group, mask, to) = (asked.object, asked.group, asked.mask, asked.to);
-        if end != End::Finished {
+        // A connection that broke may have lost only what was on it: whoever is dead refuses the next one.
+        let mut vain = Vain { until: self.now + RETRY, skip: true };
+        if end == End::Broken && !self.standings.broke(to, self.now) {
+            vain = Vain { until: self.now + SOON, skip: false };
+        } else if end != End::Finished {
             self.bury(to);
         }
         for piece in mask.pieces(group) {
-            self.give_back(exchange, object, piece, to, self.now + RETRY);
+            self.give_back(exchange, object, piece, to, vain);
         }
     }
 
@@ -595,6 +719,7 @@ impl Swarm {
         let Some(asked) = self.asked.get(&exchange) else { return };
         let silent_at = asked.heard.unwrap_or(asked.at) + silence;
         let hedge_at = asked.at + hedge;
+        let (patience, doubted) = (asked.at + STUCK, asked.doubted);
         let (object, group, mask, to) = (asked.object, asked.group, asked.mask, asked.to);
         if now >= silent_at {
             self.out.push(Output::Count(Event::Silent));
@@ -603,7 +728,12 @@ impl Swarm {
             return;
         }
         if now >= asked.deadline {
-            self.leave(exchange, now + self.config.deadline);
+            // A home that promised, or anybody who dripped, for so long is as good as silent. Who waits itself is not to
+            // blame, and gets more time: if whom it waits for is left, it may have the piece soon.
+            if asked.manner != Manner::Holder || asked.flowing.is_some() {
+                self.bury(to);
+            }
+            self.leave(exchange, now + RETRY);
             return;
         }
         let mut next = silent_at.min(asked.deadline);
@@ -621,7 +751,26 @@ impl Swarm {
                 next = next.min(hedge_at);
             }
         }
+        // Others came to us because they gave up on this one: we do not wait for as long as they did.
+        if now >= patience && !doubted {
+            let stands_in = mask.pieces(group).any(|piece| self.stands_in(object, piece));
+            if let Some(asked) = self.asked.get_mut(&exchange) {
+                asked.doubted = true;
+            }
+            if let Some(blob) = self.blobs.get_mut(&object).filter(|_| stands_in) {
+                mask.pieces(group).for_each(|piece| blob.hedge(piece));
+                self.dirty.insert(object);
+            }
+        } else if !doubted {
+            next = next.min(patience);
+        }
         self.timer(next, Timer::Exchange(exchange));
+    }
+
+    /// Whether others take us for the home of a piece for which we ask another home.
+    fn stands_in(&mut self, object: Object, piece: u32) -> bool {
+        let duty = self.blobs.get(&object).and_then(|blob| blob.fetches.get(&piece)).is_some_and(|fetch| fetch.duty);
+        duty && self.homes(object, group_of(piece)).all.first() != Some(&self.me)
     }
 
     /// Looks whether a fetch gets on; one that does not will read the registry itself.
@@ -629,7 +778,8 @@ impl Swarm {
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&place.object) else { return };
         let Some(fetch) = blob.fetches.get(&place.piece) else { return };
-        let end = fetch.progress + (self.config.alone + fetch.patience);
+        let since = if fetch.begun.is_some() { fetch.progress } else { now };
+        let end = since + (self.config.alone + fetch.patience);
         if now < end {
             self.timer(end, Timer::Fetch(place));
             return;

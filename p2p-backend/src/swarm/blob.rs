@@ -18,6 +18,15 @@ pub(super) enum Via {
     Read(Reading),
 }
 
+/// An ask that was in vain.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Vain {
+    /// Not to be repeated before.
+    pub(super) until: Time,
+    /// As a home it is out of the question until then; one that is only busy stays the home.
+    pub(super) skip: bool,
+}
+
 /// A piece on its way to us.
 #[derive(Debug)]
 pub(super) struct Fetch {
@@ -38,20 +47,28 @@ pub(super) struct Fetch {
     pub(super) ceiling: u8,
     /// How often we were sent on.
     pub(super) referrals: u8,
-    /// Who could not help, and when.
-    pub(super) tried: BTreeMap<Peer, Time>,
+    /// Times that a home had too much to do for it.
+    pub(super) rebuffs: u8,
+    /// It came with the word of one who lies: only the home's bytes will do, and if that is us the registry's.
+    pub(super) doubted: bool,
+    /// Who could not help, and until when it is not asked again.
+    pub(super) tried: BTreeMap<Peer, Vain>,
+    /// A source was looked for. Until then it only waits its turn.
+    pub(super) begun: Option<Time>,
     /// When something last happened.
     pub(super) progress: Time,
     /// How much longer than others we wait before we read the registry ourselves.
     pub(super) patience: std::time::Duration,
     /// The home told us to read the registry, and wants to hear of it.
     pub(super) lessor: Option<Peer>,
-    /// It was asked of us as of the home although we know another one: the asker may know more than we do.
-    pub(super) stand_in: bool,
+    /// It waits for nothing but the registry's patience: nobody stands between.
+    pub(super) next_is_registry: bool,
     /// Times that the registry failed.
     pub(super) failures: u8,
     /// Bytes that are here of it.
     pub(super) got: u32,
+    /// All of these bytes are the registry's.
+    pub(super) pure: bool,
     /// These bytes came from more than one sender.
     pub(super) mixed: bool,
     /// Its place in the order of what is to be fetched.
@@ -146,13 +163,17 @@ impl Blob {
                 depth: None,
                 ceiling: u8::MAX,
                 referrals: 0,
+                rebuffs: 0,
+                doubted: false,
                 tried: BTreeMap::new(),
+                begun: None,
                 progress: now,
                 patience,
                 lessor: None,
-                stand_in: false,
+                next_is_registry: false,
                 failures: 0,
                 got: 0,
+                pure: false,
                 mixed: false,
                 rank,
             };
@@ -244,6 +265,11 @@ impl Blob {
     /// Returns the homes in whose stead we read, with the groups.
     pub(super) fn lessors(&self) -> impl Iterator<Item = (Peer, u32)> {
         self.fetches.iter().filter_map(|(piece, fetch)| fetch.lessor.map(|lessor| (lessor, group_of(*piece))))
+    }
+
+    /// Returns what others are told that we have.
+    pub(super) fn told(&self) -> Pieces {
+        if self.withdrawn.is_some() { Pieces::new() } else { self.have.clone() }
     }
 
     /// Returns the number of pieces, if the size is known.

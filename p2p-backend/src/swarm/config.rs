@@ -49,7 +49,7 @@ pub struct Config {
     pub alone_spread: Duration,
     /// How long a node without a view waits for one.
     pub no_view: Duration,
-    /// An ask that was answered with patience only is asked anew.
+    /// A home that answers with promises only is left after so long, another holder after twice that.
     pub deadline: Duration,
     /// A lease is void after so long a silence.
     pub lease: Duration,
@@ -92,8 +92,8 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            window: 8,
-            node_window: 64,
+            window: 6,
+            node_window: 12,
             run: 4,
             backlog: 4,
             uploads_per_piece: 3,
@@ -104,12 +104,12 @@ impl Default for Config {
             hedge: Duration::from_millis(30),
             silence: Duration::from_millis(250),
             pending: Duration::from_millis(100),
-            report: Duration::from_millis(5),
+            report: Duration::from_millis(25),
             summary: Duration::from_secs(10),
             alone: Duration::from_secs(2),
             alone_spread: Duration::from_secs(2),
             no_view: Duration::from_secs(1),
-            deadline: Duration::from_secs(5),
+            deadline: Duration::from_secs(3),
             lease: Duration::from_millis(250),
             dead: Duration::from_secs(20),
             rereport: Duration::from_millis(500),
@@ -120,7 +120,7 @@ impl Default for Config {
             public: Duration::from_secs(3600),
             grace: Duration::from_secs(3600),
             prefetch_rate: 0,
-            prefetch_window: 16,
+            prefetch_window: 6,
             trust: Trust::Members,
             neighbours: 32,
             registries: Vec::new(),

@@ -151,6 +151,14 @@ impl Pieces {
         had
     }
 
+    /// Adds those of another set.
+    pub fn extend(&mut self, other: &Self) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        self.words.iter_mut().zip(&other.words).for_each(|(mine, more)| *mine |= more);
+    }
+
     /// Returns those in `group`.
     pub fn in_group(&self, group: u32) -> Mask {
         let Some(first) = group.checked_mul(GROUP) else { return Mask::NONE };

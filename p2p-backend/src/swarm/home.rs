@@ -3,6 +3,7 @@
 //! A home is not told everything at once, so it counts: whom it sends somebody to will be busy for as long as a piece
 //! takes, and whoever was sent somewhere will have the piece soon. That is what makes a crowd form a tree by itself.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,8 +17,6 @@ use super::time::Time;
 struct Entry {
     have: Mask,
     coming: Mask,
-    /// Until when it has something to send, as far as we know.
-    due: Time,
     heard: Time,
 }
 
@@ -60,13 +59,6 @@ impl Ledger {
         }
     }
 
-    /// Notes how much a peer has to send.
-    pub(super) fn busy(&mut self, peer: &Peer, backlog: u8, pace: Duration, now: Time) {
-        if let Some(entry) = self.entries.get_mut(peer) {
-            entry.due = now + pace * u32::from(backlog);
-        }
-    }
-
     /// Forgets a peer.
     pub(super) fn forget(&mut self, peer: &Peer) {
         self.entries.remove(peer);
@@ -105,59 +97,38 @@ impl Ledger {
         self.leases.retain(|lease| !lease.mask.is_empty());
     }
 
-    /// Returns the peers that a referral looks at, from `start` on.
-    pub(super) fn around(&self, start: Peer) -> impl Iterator<Item = Peer> {
-        self.entries.range(start..).chain(self.entries.range(..start)).map(|(peer, _)| *peer).take(LOOKED_AT)
-    }
-
     /// Whether nobody is known.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.leases.is_empty()
     }
 
-    /// Returns up to three whom to ask for `mask`, and the pieces that they have or will have. The first is counted as
-    /// busy with them. `start` is where to begin to look; `complete` leaves out those that are still getting them.
+    /// Returns up to three whom to ask for `mask`, the best first, and the pieces that they have or will have. `start` is
+    /// where to begin to look; `complete` leaves out those that are still getting them; `load` tells how many pieces a
+    /// peer has to send, or that it is out of the question.
     pub(super) fn refer(
-        &mut self,
+        &self,
         mask: Mask,
         start: Peer,
         complete: bool,
-        usable: impl Fn(&Peer) -> bool,
-        pace: Duration,
+        load: impl Fn(&Peer) -> Option<u32>,
         now: Time,
     ) -> (Mask, Vec<Holder>) {
         let around = self.entries.range(start..).chain(self.entries.range(..start)).take(LOOKED_AT);
-        let mut found: Vec<(std::cmp::Reverse<u32>, bool, Time, Peer, Entry)> = around
-            .filter(|(peer, _)| usable(peer))
+        let mut found: Vec<(u32, Reverse<u32>, Holder)> = around
             .filter_map(|(peer, entry)| {
-                let fresh = if complete || now.since(entry.heard) > STALE { Mask::NONE } else { entry.coming };
-                let entry = Entry { coming: fresh, ..*entry };
-                let of_use = entry.have.or(fresh).and(mask);
-                let waits = entry.have.and(mask) != of_use;
-                let due = entry.due.max(now);
-                (!of_use.is_empty()).then_some((std::cmp::Reverse(of_use.len()), waits, due, *peer, entry))
+                let coming = if complete || now.since(entry.heard) > STALE { Mask::NONE } else { entry.coming };
+                let of_use = entry.have.or(coming).and(mask);
+                let load = load(peer).filter(|_| !of_use.is_empty())?;
+                // One who waits for it itself is as good as one with two pieces to send first.
+                let waits = if entry.have.and(mask) == of_use { 0 } else { 2 };
+                let backlog = u8::try_from(load).unwrap_or(u8::MAX);
+                let holder = Holder { peer: *peer, have: entry.have, coming, backlog };
+                Some((load.saturating_add(waits), Reverse(of_use.len()), holder))
             })
             .collect();
-        // Whoever is idle soonest; who has all of it before who has some, who has it before who waits for it.
-        found.sort_by_key(|(all, waits, due, peer, _)| {
-            (due.since(now).as_micros() / pace.as_micros().max(1) + u128::from(*waits) * 2, *all, *peer)
-        });
-        found.truncate(MOST_HOLDERS);
-        let covered = found.iter().fold(Mask::NONE, |all, (.., entry)| all.or(entry.have.or(entry.coming))).and(mask);
-        if let Some((.., peer, entry)) = found.first()
-            && let Some(real) = self.entries.get_mut(peer)
-        {
-            real.due = real.due.max(now) + pace * entry.have.or(entry.coming).and(mask).len();
-        }
-        let holder = |(.., due, peer, entry): &(std::cmp::Reverse<u32>, bool, Time, Peer, Entry)| {
-            let backlog = due.since(now).as_micros() / pace.as_micros().max(1);
-            Holder {
-                peer: *peer,
-                have: entry.have,
-                coming: entry.coming,
-                backlog: u8::try_from(backlog).unwrap_or(u8::MAX),
-            }
-        };
-        (covered, found.iter().map(holder).collect())
+        found.sort_by_key(|(cost, covers, holder)| (*cost, *covers, holder.peer));
+        let holders: Vec<Holder> = found.into_iter().take(MOST_HOLDERS).map(|(.., holder)| holder).collect();
+        let covered = holders.iter().fold(Mask::NONE, |all, holder| all.or(holder.have.or(holder.coming))).and(mask);
+        (covered, holders)
     }
 }

@@ -61,7 +61,7 @@ const LARGE_ZONE: usize = 256;
 const FEW: usize = 8;
 
 /// How far one looks for a home before one goes to the registry oneself.
-pub const RANKS: usize = 3;
+pub const RANKS: usize = 8;
 
 impl View {
     /// How long a member is ready before it is a home: the others must have heard of it.

@@ -56,6 +56,10 @@ pub struct Ask {
     pub urgency: Urgency,
     /// The asker's caller has a token that the registry accepted: it may be told to read the registry itself.
     pub can_read: bool,
+    /// What the asker has: whoever is asked is somebody who will look for holders, too, or name them to others.
+    pub have: Pieces,
+    /// Pieces that the asker has to send.
+    pub backlog: u8,
 }
 
 /// A node that has pieces of a group, or will.
@@ -80,8 +84,19 @@ pub struct HaveMap {
     pub coming: Pieces,
     /// Pieces that it has to send.
     pub backlog: u8,
-    /// Others that have some, with what they have as far as it knows.
-    pub others: Vec<(Peer, Pieces)>,
+    /// Others that have some, as far as it knows.
+    pub others: Vec<Other>,
+}
+
+/// What one node says of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// Who.
+    pub peer: Peer,
+    /// What it has.
+    pub have: Pieces,
+    /// Pieces that it probably has to send.
+    pub backlog: u8,
 }
 
 /// Who says what the bytes of a piece are: the one that took it from the registry, and signed its hash.
@@ -115,10 +130,12 @@ pub enum Frame {
         /// Up to [`MOST_HOLDERS`].
         holders: Vec<Holder>,
     },
-    /// The sender has too much to do for these.
+    /// The sender has too much to do for these. It may know who has less to do; that is a hint and no referral.
     Busy {
         /// Which pieces.
         mask: Mask,
+        /// Up to [`MOST_HOLDERS`].
+        holders: Vec<Holder>,
     },
     /// The sender has not got these, and does not expect them.
     Gone {
@@ -145,7 +162,7 @@ impl Frame {
         match self {
             Self::Pending { mask, .. }
             | Self::Refer { mask, .. }
-            | Self::Busy { mask }
+            | Self::Busy { mask, .. }
             | Self::Gone { mask }
             | Self::Lease { mask }
             | Self::Denied { mask } => *mask,

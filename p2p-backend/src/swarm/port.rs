@@ -406,6 +406,8 @@ pub enum Output {
         origin: Origin,
         /// Which.
         pieces: Range<u32>,
+        /// Bytes of the first one that came from the registry before, and need not come again.
+        offset: u32,
         /// As whom.
         credential: Credential,
     },

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::blob::Via;
-use super::grid::{GROUP, Mask, Object, PIECE, group_of};
+use super::grid::{GROUP, Object, PIECE, group_of};
 use super::members::Peer;
 use super::message::{Origin, Sum};
 use super::port::{Credential, Event, Failure, Output, ReadEnd, Reading};
@@ -33,6 +33,8 @@ pub(super) struct Register {
     prefetch: Time,
 }
 
+/// When a home looks again who reads in its stead.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// The longest time that a registry is left alone because it, or somebody, says so.
 pub(super) const LONGEST_REST: Duration = Duration::from_secs(60);
 /// How long we do not try a registry that lets us not read an object.
@@ -41,6 +43,8 @@ const DENIED: Duration = Duration::from_secs(300);
 const FAILED: Duration = Duration::from_millis(250);
 /// Failures after which those who wait are told.
 const FAILURES: u8 = 5;
+/// The least time until then: somebody may bring the piece, or the registry come back.
+const HOPELESS: Duration = Duration::from_secs(10);
 
 /// Returns the registry of an origin.
 fn registry(origin: &Origin) -> &str {
@@ -98,25 +102,31 @@ impl Swarm {
             // With spares out, the neighbours have a source already, but need the registry, too.
             let needs = blob.is_todo(other)
                 || fetch.sources.iter().all(|via| matches!(via, Via::Ask(exchange) if self.is_spare(*exchange)));
-            (needs && fetch.no_peer == first.no_peer && fetch.lessor == first.lessor && !blob.have.has(other))
-                .then_some(())
+            (needs
+                && fetch.got == 0
+                && fetch.no_peer == first.no_peer
+                && fetch.lessor == first.lessor
+                && !blob.have.has(other))
+            .then_some(())
         };
         let last = (group_of(piece) + 1) * GROUP;
         let end = (piece + 1..last).find(|other| joins(*other).is_none()).unwrap_or(last);
         let (size, origin) = (blob.size, blob.origin.clone());
+        let offset = if first.pure && !first.mixed { first.got } else { 0 };
         let reading = Reading(self.number());
         self.register.runs.insert(reading, Run { object, pieces: piece..end, credential, flowing: None });
         if let Some(blob) = self.blobs.get_mut(&object) {
             for piece in piece..end {
                 blob.assign(piece, Via::Read(reading));
                 if let Some(fetch) = blob.fetches.get_mut(&piece) {
-                    fetch.depth = Some(0);
-                    fetch.got = 0;
-                    fetch.mixed = false;
+                    // Not above another source that we still wait for.
+                    fetch.depth = fetch.depth.or(Some(0));
+                    fetch.got = offset;
+                    (fetch.pure, fetch.mixed) = (true, false);
                 }
             }
         }
-        self.out.push(Output::Read { reading, object, size, origin, pieces: piece..end, credential });
+        self.out.push(Output::Read { reading, object, size, origin, pieces: piece..end, offset, credential });
     }
 
     /// A piece came from elsewhere, or is not wanted any more.
@@ -133,7 +143,6 @@ impl Swarm {
         });
         if !left {
             self.register.runs.remove(&reading);
-            self.dirty.append(&mut self.starved);
             self.out.push(Output::StopRead { reading });
         }
     }
@@ -149,7 +158,7 @@ impl Swarm {
         run.flowing = Some(piece);
         let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) else { return };
         fetch.progress = now;
-        fetch.got = got;
+        (fetch.got, fetch.pure) = (got, true);
         if !begins {
             return;
         }
@@ -176,13 +185,13 @@ impl Swarm {
         let finding = blob.records.read(piece, me, sum);
         blob.unassign(piece, Via::Read(reading));
         self.judge(object, piece, &finding);
+        self.intake.took(self.now);
         self.gain(None, object, piece);
         self.tell(object, piece);
     }
 
     pub(super) fn read_ended(&mut self, reading: Reading, end: ReadEnd) {
         let Some(run) = self.register.runs.remove(&reading) else { return };
-        self.dirty.append(&mut self.starved);
         let object = run.object;
         if let Some(piece) = run.flowing {
             self.abort(object, piece);
@@ -195,13 +204,12 @@ impl Swarm {
         for piece in run.pieces.clone() {
             blob.unassign(piece, Via::Read(reading));
             let Some(fetch) = blob.fetches.get_mut(&piece) else { continue };
-            // Bytes that nobody signed are not continued by a peer's.
-            fetch.got = 0;
             fetch.lessor = None;
             if end == ReadEnd::Failed {
                 fetch.failures = fetch.failures.saturating_add(1);
                 failures = failures.max(fetch.failures);
-                if fetch.failures >= FAILURES {
+                let long = fetch.begun.is_some_and(|begun| now.since(begun) >= HOPELESS);
+                if fetch.failures >= FAILURES && long {
                     hopeless.push(piece);
                 }
             }
@@ -214,7 +222,7 @@ impl Swarm {
                 Credential::Caller(caller) => self.grants.doubt(caller, object, &origin),
             },
             ReadEnd::Later(wait) => self.register.rest(&origin, now + wait.min(LONGEST_REST)),
-            ReadEnd::Failed => self.register.rest(&origin, now + FAILED * (1 << failures.min(5)) / 2),
+            ReadEnd::Failed => self.register.rest(&origin, now + FAILED * (1 << failures.min(3)) / 2),
         }
         for piece in hopeless {
             self.fail(object, piece, Failure::Unavailable);
@@ -227,17 +235,20 @@ impl Swarm {
         let now = self.now;
         let until = now + self.config.lease;
         let most = self.config.neighbours;
-        if let Some((_, to)) = self.lessee(object, piece) {
+        let ledger = self.blobs.get_mut(&object)?.ledgers.entry(group_of(piece)).or_default();
+        let leased = ledger.leased(now);
+        if leased.has(piece) {
+            // Somebody is at it.
+        } else if let Some((to, mask)) = self.lessee(object, piece, leased) {
             self.out.push(Output::Count(Event::Lease));
-            if let Some(blob) = self.blobs.get_mut(&object) {
-                blob.ledgers.entry(group_of(piece)).or_default().lease(to, Mask::of(piece), until, now);
-                blob.known.hear(to, most, now).coming.insert(piece);
-            }
-        } else if let Some(blob) = self.blobs.get_mut(&object) {
-            let leased = blob.ledgers.get_mut(&group_of(piece)).map(|ledger| ledger.leased(now)).unwrap_or_default();
-            if !leased.has(piece) {
-                self.refuse_waiting(object, piece);
-            }
+            let blob = self.blobs.get_mut(&object)?;
+            blob.ledgers.entry(group_of(piece)).or_default().lease(to, mask, until, now);
+            let neighbour = blob.known.hear(to, most, now);
+            mask.pieces(group_of(piece)).for_each(|piece| {
+                neighbour.coming.insert(piece);
+            });
+        } else {
+            self.refuse_waiting(object, piece);
         }
         let blob = self.blobs.get(&object)?;
         let waits = blob.waiting.get(&piece).is_some_and(|waiting| !waiting.is_empty());
@@ -246,7 +257,7 @@ impl Swarm {
             self.give_up(object, piece);
             return None;
         }
-        Some(now + Duration::from_millis(10))
+        Some(now + LOOK_AGAIN)
     }
 
     /// The home told us to read a piece in its stead.

@@ -135,6 +135,7 @@ impl Swarm {
         if self.standings.quarantined(&from, now) {
             return;
         }
+        self.standings.busy(from, report.backlog, pace, now);
         for news in report.news {
             if self.blobs.len() >= MOST_KNOWN && !self.blobs.contains_key(&news.object) {
                 continue;
@@ -142,7 +143,6 @@ impl Swarm {
             let blob = self.blob(news.object, None, &"".into());
             let ledger = blob.ledgers.entry(news.group).or_default();
             ledger.has(from, news.have, news.all, now);
-            ledger.busy(&from, report.backlog, pace, now);
             ledger.renew(&from, news.reading, now + lease);
         }
     }

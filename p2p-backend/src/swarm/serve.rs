@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::grid::{Mask, Object};
+use super::grid::{Mask, Object, Pieces};
 use super::members::Peer;
-use super::message::{Ask, Frame, HaveMap, MOST_HOLDERS, Manner, Urgency};
+use super::message::{Ask, Frame, HaveMap, Holder, MOST_HOLDERS, Manner, Other, Urgency};
 use super::port::{Event, Inbound, Order, Output};
 use super::time::Time;
 use super::{Swarm, Timer};
@@ -45,7 +45,9 @@ pub(super) struct Counter {
     sending: BTreeMap<Inbound, Time>,
     /// Those of `sending` that are not slow yet, the oldest first.
     quick: VecDeque<(Time, Inbound)>,
+    /// The turn that is being served; one who has nothing in line gets the next one, whoever has gets later ones.
     turn: u64,
+    last_turn: BTreeMap<Peer, u64>,
     /// Smoothed time between two pieces that we send, when there is always one to send.
     pace: Duration,
     last: Time,
@@ -53,7 +55,7 @@ pub(super) struct Counter {
 }
 
 /// Asks of one member at a time; more are refused, for whoever floods us.
-const MOST_PER_PEER: u32 = 32;
+const MOST_PER_PEER: u32 = 24;
 /// First sign to one who waits; before the others' hedging sets in.
 const FIRST_SIGN: Duration = Duration::from_millis(20);
 /// A pace to begin with: a piece at 1 Gbit/s.
@@ -68,6 +70,7 @@ impl Counter {
             sending: BTreeMap::new(),
             quick: VecDeque::new(),
             turn: 0,
+            last_turn: BTreeMap::new(),
             pace: PACE,
             last: Time::default(),
             draining: false,
@@ -102,13 +105,18 @@ impl Swarm {
             || self.counter.serving.len() >= self.config.queue
             || self.standings.quarantined(&from, self.now);
         if crowd {
-            return self.refuse(inbound, Frame::Busy { mask });
+            return self.refuse(inbound, Frame::Busy { mask, holders: Vec::new() });
         }
-        let fetching = matches!(ask.manner, Manner::Home | Manner::BytesOnly) && !self.counter.draining;
+        let fetching = matches!(ask.manner, Manner::Home | Manner::BytesOnly)
+            && !self.counter.draining
+            && self.may_be_home(object, group);
         if !fetching && !self.blobs.contains_key(&object) {
             return self.refuse(inbound, Frame::Gone { mask });
         }
-        self.blob(object, size, origin);
+        let (most, now) = (self.config.neighbours, self.now);
+        let pace = self.counter.pace();
+        self.blob(object, size, origin).known.map(from, ask.have, Pieces::new(), most, now);
+        self.standings.busy(from, ask.backlog, pace, now);
         *self.counter.per_peer.entry(from).or_default() += 1;
         let serving = Serving {
             from,
@@ -165,7 +173,7 @@ impl Swarm {
             }
         }
         if !busy.is_empty() {
-            self.out.push(Output::Answer { inbound, frame: Frame::Busy { mask: busy } });
+            self.say_busy(inbound, busy);
         }
         if !gone.is_empty() {
             self.out.push(Output::Answer { inbound, frame: Frame::Gone { mask: gone } });
@@ -184,14 +192,11 @@ impl Swarm {
                 self.queue(inbound, piece);
                 continue;
             }
-            let stand_in = !self.is_home(object, group);
             if let Some(fetch) = self.begin(object, piece, urgency, Order::InOrder) {
                 fetch.duty = true;
-                // Whoever may not wait behind others is one whose home was lost.
-                fetch.stand_in |= stand_in;
             }
             if self.depth_of(object, piece).is_some_and(|depth| depth >= below) {
-                self.out.push(Output::Answer { inbound, frame: Frame::Busy { mask: Mask::of(piece) } });
+                self.say_busy(inbound, Mask::of(piece));
             } else {
                 self.hold(inbound, piece);
             }
@@ -223,34 +228,34 @@ impl Swarm {
             .map(|ledger| ledger.leased(now))
             .unwrap_or_default();
         let coming = if busy { mine.or(full) } else { full }.or(leased.and(missing));
-        let usable: BTreeSet<Peer> = {
-            let Some(ledger) = self.blobs.get(&object).and_then(|blob| blob.ledgers.get(&group)) else { return mask };
-            ledger.around(start).filter(|peer| *peer != from && self.usable(peer)).collect()
-        };
         let pace = self.counter.pace();
-        let Some(ledger) = self.blobs.get_mut(&object).and_then(|blob| blob.ledgers.get_mut(&group)) else {
-            return mask;
-        };
+        let load = |peer: &Peer| (*peer != from && self.usable(peer)).then(|| self.standings.load(peer, pace, now));
+        let Some(ledger) = self.blobs.get(&object).and_then(|blob| blob.ledgers.get(&group)) else { return mask };
         let mut stays = mask;
+        let mut referrals = Vec::new();
         for (wish, complete) in [(missing.without(coming), true), (coming, below < u8::MAX)] {
-            if wish.is_empty() {
-                continue;
-            }
-            let (covered, holders) = ledger.refer(wish, start, complete, |peer| usable.contains(peer), pace, now);
+            let (covered, holders) = ledger.refer(wish, start, complete, load, now);
             let referred = covered.and(wish);
             if !referred.is_empty() {
                 stays = stays.without(referred);
-                self.out.push(Output::Answer { inbound, frame: Frame::Refer { mask: referred, holders } });
-                self.out.push(Output::Count(Event::Referral));
+                referrals.push((referred, holders));
             }
+        }
+        for (mask, holders) in referrals {
+            if let Some(first) = holders.first() {
+                self.standings.charge(first.peer, first.have.or(first.coming).and(mask).len(), pace, now);
+            }
+            self.out.push(Output::Answer { inbound, frame: Frame::Refer { mask, holders } });
+            self.out.push(Output::Count(Event::Referral));
         }
         stays
     }
 
-    fn is_home(&mut self, object: Object, group: u32) -> bool {
+    /// Whether somebody can honestly take us for the home of a group: else anyone could make us read anything.
+    fn may_be_home(&mut self, object: Object, group: u32) -> bool {
         let homes = self.homes(object, group);
-        let first = |line: &[Peer]| line.iter().find(|peer| **peer == self.me || self.usable(peer)) == Some(&self.me);
-        first(&homes.zone) || first(&homes.all)
+        let mut all = homes.all.iter().chain(&homes.zone);
+        all.clone().any(|peer| *peer == self.me) || all.all(|peer| !self.usable(peer))
     }
 
     fn is_coming(&self, object: Object, piece: u32) -> bool {
@@ -259,7 +264,9 @@ impl Swarm {
 
     /// Returns how deep we stand for a piece that is on its way to us, if we know.
     fn depth_of(&self, object: Object, piece: u32) -> Option<u8> {
-        self.blobs.get(&object)?.fetches.get(&piece)?.depth
+        let fetch = self.blobs.get(&object)?.fetches.get(&piece)?;
+        // Whoever only waits until the registry may be read stands where one stands who reads it.
+        fetch.depth.or(fetch.next_is_registry.then_some(0))
     }
 
     /// Whether an asker may wait here for a piece on its way to us: few others do, and we stand above all that it ever said.
@@ -274,8 +281,9 @@ impl Swarm {
         let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
         serving.queued = serving.queued.or(Mask::of(piece));
         serving.held = serving.held.without(Mask::of(piece));
-        self.counter.turn += 1;
-        self.counter.line.insert((Reverse(serving.urgency), self.counter.turn, inbound, piece));
+        let last = self.counter.last_turn.entry(serving.from).or_default();
+        *last = self.counter.turn.max(*last) + 1;
+        self.counter.line.insert((Reverse(serving.urgency), *last, inbound, piece));
     }
 
     fn hold(&mut self, inbound: Inbound, piece: u32) {
@@ -286,7 +294,7 @@ impl Swarm {
             blob.waiting.entry(piece).or_default().push(inbound);
             // Now somebody relies on where we stand.
             if let Some(fetch) = blob.fetches.get_mut(&piece)
-                && let Some(depth) = fetch.depth
+                && let Some(depth) = fetch.depth.or(fetch.next_is_registry.then_some(0))
             {
                 fetch.ceiling = fetch.ceiling.min(depth);
             }
@@ -308,27 +316,76 @@ impl Swarm {
     pub(super) fn refuse_waiting(&mut self, object: Object, piece: u32) {
         let waiting = self.blobs.get_mut(&object).and_then(|blob| blob.waiting.remove(&piece));
         for inbound in waiting.into_iter().flatten() {
-            self.stop_holding(inbound, piece, Frame::Busy { mask: Mask::of(piece) });
+            self.stop_holding(inbound, piece);
         }
     }
 
-    fn stop_holding(&mut self, inbound: Inbound, piece: u32, frame: Frame) {
+    /// A piece is not here any more: those who stand in line for it look elsewhere.
+    pub(super) fn refuse_queued(&mut self, object: Object, piece: u32) {
+        let in_line: Vec<Inbound> =
+            self.counter.line.iter().filter(|(.., other)| *other == piece).map(|(_, _, inbound, _)| *inbound).collect();
+        for inbound in in_line {
+            let Some(serving) = self.counter.serving.get_mut(&inbound).filter(|serving| serving.object == object)
+            else {
+                continue;
+            };
+            serving.queued = serving.queued.without(Mask::of(piece));
+            self.counter.line.retain(|(_, _, other, of)| (*other, *of) != (inbound, piece));
+            self.out.push(Output::Answer { inbound, frame: Frame::Gone { mask: Mask::of(piece) } });
+            self.close_if_done(inbound);
+        }
+    }
+
+    fn stop_holding(&mut self, inbound: Inbound, piece: u32) {
         if let Some(serving) = self.counter.serving.get_mut(&inbound) {
             serving.held = serving.held.without(Mask::of(piece));
-            self.out.push(Output::Answer { inbound, frame });
+            self.say_busy(inbound, Mask::of(piece));
         }
         self.close_if_done(inbound);
     }
 
-    /// Returns the first who waits for a piece and may read the registry; it waits no more.
-    pub(super) fn lessee(&mut self, object: Object, piece: u32) -> Option<(Inbound, Peer)> {
+    /// Tells an asker that we cannot, and who perhaps can.
+    fn say_busy(&mut self, inbound: Inbound, mask: Mask) {
+        let (now, pace) = (self.now, self.counter.pace());
+        let Some(serving) = self.counter.serving.get(&inbound) else { return };
+        let (group, from) = (serving.group, serving.from);
+        let mut found = Vec::new();
+        for (peer, other) in self.blobs.get(&serving.object).into_iter().flat_map(|blob| blob.known.iter()) {
+            let have = other.have.in_group(group);
+            if !have.and(mask).is_empty() && *peer != from && self.usable(peer) {
+                found.push((self.standings.load(peer, pace, now), self.rng.u32(..), *peer, have));
+            }
+        }
+        found.sort_unstable();
+        let holder = |(load, _, peer, have): (u32, u32, Peer, Mask)| {
+            let backlog = u8::try_from(load).unwrap_or(u8::MAX);
+            Holder { peer, have, coming: Mask::NONE, backlog }
+        };
+        let holders = found.into_iter().take(MOST_HOLDERS).map(holder).collect();
+        self.out.push(Output::Answer { inbound, frame: Frame::Busy { mask, holders } });
+    }
+
+    /// Finds the first who waits for a piece and may read the registry, and tells it to read that and whatever else of
+    /// the group it waits for, if nobody else does.
+    pub(super) fn lessee(&mut self, object: Object, piece: u32, leased: Mask) -> Option<(Peer, Mask)> {
+        let waiting = self.blobs.get(&object)?.waiting.get(&piece)?;
+        let able = |inbound: &&Inbound| self.counter.serving.get(inbound).is_some_and(|serving| serving.can_read);
+        let inbound = *waiting.iter().find(able)?;
+        let serving = self.counter.serving.get_mut(&inbound)?;
+        let (from, group) = (serving.from, serving.group);
         let blob = self.blobs.get_mut(&object)?;
-        let waiting = blob.waiting.get_mut(&piece)?;
-        let able = |inbound: &Inbound| self.counter.serving.get(inbound).is_some_and(|serving| serving.can_read);
-        let inbound = waiting.remove(waiting.iter().position(able)?);
-        let from = self.counter.serving.get(&inbound)?.from;
-        self.stop_holding(inbound, piece, Frame::Lease { mask: Mask::of(piece) });
-        Some((inbound, from))
+        let idle = |piece: &u32| blob.fetches.get(piece).is_some_and(|fetch| fetch.sources.is_empty());
+        let wanted = serving.held.without(leased);
+        let mask = wanted.pieces(group).filter(idle).fold(Mask::of(piece), |all, piece| all.or(Mask::of(piece)));
+        serving.held = serving.held.without(mask);
+        for piece in mask.pieces(group) {
+            if let Some(waiting) = blob.waiting.get_mut(&piece) {
+                waiting.retain(|other| *other != inbound);
+            }
+        }
+        self.out.push(Output::Answer { inbound, frame: Frame::Lease { mask } });
+        self.close_if_done(inbound);
+        Some((from, mask))
     }
 
     fn close_if_done(&mut self, inbound: Inbound) {
@@ -344,6 +401,7 @@ impl Swarm {
             *count -= 1;
             if *count == 0 {
                 self.counter.per_peer.remove(&serving.from);
+                self.counter.last_turn.remove(&serving.from);
             }
         }
         if !serving.queued.is_empty() {
@@ -390,7 +448,8 @@ impl Swarm {
             };
             let Some(next) = self.counter.line.iter().find(free).copied() else { return };
             self.counter.line.remove(&next);
-            let (_, _, inbound, piece) = next;
+            let (_, turn, inbound, piece) = next;
+            self.counter.turn = self.counter.turn.max(turn);
             self.send(inbound, piece);
         }
         if !self.counter.line.is_empty()
@@ -428,10 +487,20 @@ impl Swarm {
             return HaveMap::default();
         }
         let coming = blob.fetches.iter().filter(|(_, fetch)| fetch.depth.is_some()).map(|(piece, _)| *piece).collect();
-        let known: Vec<_> =
-            blob.known.iter().filter(|(peer, other)| !other.have.is_empty() && self.usable(peer)).collect();
-        let others = known.iter().cycle().skip(skip).take(MOST_HOLDERS.min(known.len()));
-        let others = others.map(|(peer, neighbour)| (**peer, neighbour.have.clone())).collect();
+        // Those with the least to do: who is known to everybody has the most.
+        let (now, pace) = (self.now, self.counter.pace());
+        let known = blob.known.iter().filter(|(peer, other)| !other.have.is_empty() && self.usable(peer));
+        let mut known: Vec<_> =
+            known.map(|(peer, other)| (self.standings.load(peer, pace, now), peer, other)).collect();
+        let turn = skip % known.len().max(1);
+        known.rotate_left(turn);
+        known.sort_by_key(|(load, ..)| *load);
+        let other = |(load, peer, other): &(u32, &Peer, &super::known::Neighbour)| Other {
+            peer: **peer,
+            have: other.have.clone(),
+            backlog: u8::try_from(*load).unwrap_or(u8::MAX),
+        };
+        let others = known.iter().take(MOST_HOLDERS).map(other).collect();
         HaveMap { have: blob.have.clone(), coming, backlog, others }
     }
 
@@ -462,13 +531,9 @@ impl Swarm {
 
     /// A piece that was flowing from the registry broke off: whoever was being sent it is told by a broken connection.
     pub(super) fn abort(&mut self, object: Object, piece: u32) {
-        let broken: Vec<Inbound> = self
-            .counter
-            .serving
-            .iter()
-            .filter(|(_, serving)| serving.object == object && serving.sending == Some(piece))
-            .map(|(inbound, _)| *inbound)
-            .collect();
+        let of = |serving: &Serving| serving.object == object && serving.sending == Some(piece);
+        let serving = self.counter.serving.iter().filter(|(_, serving)| of(serving));
+        let broken: Vec<Inbound> = serving.map(|(inbound, _)| *inbound).collect();
         for inbound in broken {
             self.out.push(Output::Abort { inbound });
             self.remove(inbound);
@@ -486,8 +551,7 @@ impl Swarm {
                 retry_after.map_or(0, |until| u32::try_from(until.since(self.now).as_millis()).unwrap_or(u32::MAX));
             let mut by_depth = BTreeMap::<u8, Mask>::new();
             for piece in held.pieces(group) {
-                // Whoever may read the registry, and only waits until it may be read, reads it.
-                let depth = self.depth_of(object, piece).or((retry_after > 0).then_some(0));
+                let depth = self.depth_of(object, piece);
                 match depth {
                     Some(depth) if depth < below => {
                         let mask = by_depth.entry(depth).or_default();
@@ -502,7 +566,7 @@ impl Swarm {
                         {
                             waiting.retain(|other| *other != inbound);
                         }
-                        self.stop_holding(inbound, piece, Frame::Busy { mask: Mask::of(piece) });
+                        self.stop_holding(inbound, piece);
                     }
                 }
             }

@@ -15,9 +15,16 @@ use super::time::Time;
 struct Standing {
     dead_until: Time,
     quarantined_until: Time,
-    /// When we last heard of it on any exchange.
-    heard: Time,
+    /// When its last connection broke.
+    broke_at: Time,
+    /// When it has sent all that it has to send, as far as we know.
+    idle_at: Time,
+    /// Pieces that we have asked it for.
+    asked: u32,
 }
+
+/// Connections that break faster than this are not worth another one.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// How everybody stands with us.
 #[derive(Debug, Default)]
@@ -29,10 +36,44 @@ pub(super) struct Standings {
 
 impl Standings {
     /// Notes a sign of life; an answer to what we asked ends a death that we had only guessed.
-    pub(super) fn heard(&mut self, peer: Peer, now: Time) {
+    pub(super) fn heard(&mut self, peer: Peer) {
+        self.peers.entry(peer).or_default().dead_until = Time::default();
+    }
+
+    /// Notes how many pieces a peer has to send, as it says itself.
+    pub(super) fn busy(&mut self, peer: Peer, backlog: u8, pace: Duration, now: Time) {
+        self.peers.entry(peer).or_default().idle_at = now + pace * u32::from(backlog);
+    }
+
+    /// Notes how many it has to send as somebody else says, who may know less than we do.
+    pub(super) fn hint(&mut self, peer: Peer, backlog: u8, pace: Duration, now: Time) {
         let standing = self.peers.entry(peer).or_default();
-        standing.heard = now;
-        standing.dead_until = Time::default();
+        standing.idle_at = standing.idle_at.max(now + pace * u32::from(backlog));
+    }
+
+    /// Notes that somebody was sent to it for so many pieces.
+    pub(super) fn charge(&mut self, peer: Peer, pieces: u32, pace: Duration, now: Time) {
+        let standing = self.peers.entry(peer).or_default();
+        standing.idle_at = standing.idle_at.max(now) + pace * pieces;
+    }
+
+    /// Notes that we asked it for pieces.
+    pub(super) fn asked(&mut self, peer: Peer, pieces: u32) {
+        self.peers.entry(peer).or_default().asked += pieces;
+    }
+
+    /// Notes that a piece came, or will not.
+    pub(super) fn settled(&mut self, peer: &Peer) {
+        if let Some(standing) = self.peers.get_mut(peer) {
+            standing.asked = standing.asked.saturating_sub(1);
+        }
+    }
+
+    /// Returns how many pieces a peer probably has to send before one that we ask it for now.
+    pub(super) fn load(&self, peer: &Peer, pace: Duration, now: Time) -> u32 {
+        let Some(standing) = self.peers.get(peer) else { return 0 };
+        let left = standing.idle_at.since(now).as_micros() / pace.as_micros().max(1);
+        u32::try_from(left).unwrap_or(u32::MAX).saturating_add(standing.asked)
     }
 
     /// Notes how long a peer took to the first sign of an answer.
@@ -48,6 +89,14 @@ impl Standings {
     /// Notes that a peer refused, or was silent.
     pub(super) fn dead(&mut self, peer: Peer, until: Time) {
         self.peers.entry(peer).or_default().dead_until = until;
+    }
+
+    /// Notes that a connection broke; tells whether that happens too often.
+    pub(super) fn broke(&mut self, peer: Peer, now: Time) -> bool {
+        let standing = self.peers.entry(peer).or_default();
+        let often = standing.broke_at > Time::default() && now.since(standing.broke_at) < OFTEN;
+        standing.broke_at = now;
+        often
     }
 
     /// Puts a peer in quarantine; tells whether it was not there yet.
@@ -70,7 +119,7 @@ impl Standings {
 
     /// Forgets what is over, and who is no member and not in quarantine.
     pub(super) fn tidy(&mut self, now: Time, member: impl Fn(&Peer) -> bool) {
-        self.peers.retain(|peer, standing| standing.quarantined_until > now || member(peer));
+        self.peers.retain(|peer, standing| standing.quarantined_until > now || standing.asked > 0 || member(peer));
     }
 }
 
@@ -85,7 +134,7 @@ mod tests {
         standings.dead(peer, now + Duration::from_secs(20));
         assert!(!standings.usable(&peer, now));
         assert!(standings.usable(&peer, now + Duration::from_secs(20)));
-        standings.heard(peer, now);
+        standings.heard(peer);
         assert!(standings.usable(&peer, now));
     }
 
@@ -96,7 +145,7 @@ mod tests {
         let end = now + Duration::from_secs(3600);
         assert!(standings.quarantine(peer, now, end));
         assert!(!standings.quarantine(peer, now, end), "that is no news");
-        standings.heard(peer, now);
+        standings.heard(peer);
         standings.tidy(now, |_| false);
         assert!(!standings.usable(&peer, now) && standings.quarantined(&peer, now));
         assert!(standings.usable(&peer, end));

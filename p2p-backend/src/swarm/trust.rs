@@ -75,6 +75,12 @@ impl Records {
         self.kept.remove(&piece);
     }
 
+    /// Returns the kept pieces behind which there is nothing but this member's word.
+    pub(super) fn only_by(&self, peer: &Peer) -> impl Iterator<Item = u32> {
+        let alone = |record: &&Record| record.vouch.by == *peer && !record.second;
+        self.kept.iter().filter(move |(_, record)| alone(record)).map(|(piece, _)| *piece)
+    }
+
     /// Whether a piece has more behind it than one member's word.
     pub(super) fn proved(&self, piece: u32) -> bool {
         self.kept.get(&piece).is_some_and(|record| record.second)

@@ -7,6 +7,7 @@ use super::Swarm;
 use super::config::Trust;
 use super::grant::Known;
 use super::grid::{MOST_PIECES, Object, Pieces};
+use super::members::Peer;
 use super::message::{Origin, Urgency, Vouch};
 use super::port::{Blame, Caller, Failure, Order, Output, Reader, Verdict, Want};
 
@@ -157,18 +158,7 @@ impl Swarm {
     pub(super) fn wrong(&mut self, object: Object, pieces: &Pieces) {
         for piece in pieces.iter() {
             self.discard(object, piece);
-            let again: BTreeSet<Want> = self
-                .wants
-                .iter()
-                .filter(|(_, wanted)| wanted.object == object && wanted.pieces.contains(&piece))
-                .map(|(want, _)| *want)
-                .collect();
-            if !again.is_empty()
-                && let Some(fetch) = self.begin(object, piece, Urgency::Demand, Order::InOrder)
-            {
-                fetch.wants.extend(again);
-                fetch.no_peer = true;
-            }
+            self.want_again(object, piece, true);
         }
     }
 
@@ -178,7 +168,32 @@ impl Swarm {
             blob.records.wrong(piece);
             blob.sealed = false;
             self.out.push(Output::Drop { object, pieces: Pieces::from(piece..piece + 1) });
+            self.refuse_queued(object, piece);
             self.tell_loss(object, piece);
+        }
+    }
+
+    /// Drops what only a liar vouched for, and fetches it anew for those who want it.
+    pub(super) fn discard_vouched(&mut self, by: Peer) {
+        let unsealed = self.blobs.iter().filter(|(_, blob)| !blob.sealed);
+        let all: Vec<(Object, u32)> =
+            unsealed.flat_map(|(object, blob)| blob.records.only_by(&by).map(|piece| (*object, piece))).collect();
+        for (object, piece) in all {
+            self.discard(object, piece);
+            self.want_again(object, piece, false);
+        }
+    }
+
+    /// Fetches a piece anew that was dropped, for the readers that want it.
+    fn want_again(&mut self, object: Object, piece: u32, no_peer: bool) {
+        let wanted = |wanted: &&Wanted| wanted.object == object && wanted.pieces.contains(&piece);
+        let again: BTreeSet<Want> = self.wants.iter().filter(|(_, all)| wanted(all)).map(|(want, _)| *want).collect();
+        if !again.is_empty()
+            && let Some(fetch) = self.begin(object, piece, Urgency::Demand, Order::InOrder)
+        {
+            fetch.wants.extend(again);
+            fetch.no_peer |= no_peer;
+            fetch.doubted = true;
         }
     }
 
@@ -187,6 +202,7 @@ impl Swarm {
         if blob.have.remove(piece) {
             blob.records.forget(piece);
             blob.sealed = false;
+            self.refuse_queued(object, piece);
             self.tell_loss(object, piece);
         }
     }

@@ -6,7 +6,7 @@
 use super::grid::{MOST_PIECES, Mask, Object, Pieces};
 use super::members::Peer;
 use super::message::{
-    Ask, Frame, HaveMap, Holder, MOST_HOLDERS, MOST_NEWS, MOST_OBJECTS, Manner, News, Report, Summary, Urgency,
+    Ask, Frame, HaveMap, Holder, MOST_HOLDERS, MOST_NEWS, MOST_OBJECTS, Manner, News, Other, Report, Summary, Urgency,
 };
 use nydus_rafs::Digest;
 
@@ -165,6 +165,8 @@ impl Message for Ask {
         to.push(u8::from(self.can_read));
         put_count(self.origin.len(), to);
         to.extend(self.origin.as_bytes());
+        put_pieces(&self.have, to);
+        to.push(self.backlog);
     }
 
     fn take(from: &mut Bytes<'_>) -> Result<Self, WireError> {
@@ -189,7 +191,8 @@ impl Message for Ask {
         let can_read = from.flag("can_read")?;
         let length = from.count(MOST_ORIGIN, "origin")?;
         let origin = std::str::from_utf8(from.slice(length)?).map_err(|_| WireError::Field("origin"))?.into();
-        Ok(Self { object, size, origin, group, mask, offset, manner, below, urgency, can_read })
+        let (have, backlog) = (from.pieces()?, from.u8()?);
+        Ok(Self { object, size, origin, group, mask, offset, manner, below, urgency, can_read, have, backlog })
     }
 }
 
@@ -202,15 +205,14 @@ impl Message for Frame {
                 to.push(depth.map_or(0, |depth| depth.saturating_add(1)));
                 to.extend(retry_after.to_le_bytes());
             }
-            Self::Refer { mask, holders } => {
-                simple(1, mask);
+            Self::Refer { mask, holders } | Self::Busy { mask, holders } => {
+                simple(if matches!(self, Self::Refer { .. }) { 1 } else { 2 }, mask);
                 put_count(holders.len(), to);
                 for holder in holders {
                     to.extend(holder.peer.0);
                     to.extend([holder.have.bits(), holder.coming.bits(), holder.backlog]);
                 }
             }
-            Self::Busy { mask } => simple(2, mask),
             Self::Gone { mask } => simple(3, mask),
             Self::Lease { mask } => simple(4, mask),
             Self::Denied { mask } => simple(5, mask),
@@ -220,9 +222,10 @@ impl Message for Frame {
                 put_pieces(&map.coming, to);
                 to.push(map.backlog);
                 put_count(map.others.len(), to);
-                for (peer, pieces) in &map.others {
-                    to.extend(peer.0);
-                    put_pieces(pieces, to);
+                for other in &map.others {
+                    to.extend(other.peer.0);
+                    put_pieces(&other.have, to);
+                    to.push(other.backlog);
                 }
             }
         }
@@ -235,23 +238,24 @@ impl Message for Frame {
                 let (depth, retry_after) = (from.u8()?.checked_sub(1), from.u32()?);
                 Self::Pending { mask, depth, retry_after }
             }
-            1 => {
+            1 | 2 => {
                 let count = from.count(MOST_HOLDERS, "holders")?;
                 let holder = |from: &mut Bytes<'_>| {
                     let (peer, have, coming) = (from.peer()?, from.mask()?, from.mask()?);
                     Ok(Holder { peer, have, coming, backlog: from.u8()? })
                 };
                 let holders = (0..count).map(|_| holder(from)).collect::<Result<_, _>>()?;
-                Self::Refer { mask, holders }
+                if kind == 1 { Self::Refer { mask, holders } } else { Self::Busy { mask, holders } }
             }
-            2 => Self::Busy { mask },
             3 => Self::Gone { mask },
             4 => Self::Lease { mask },
             5 => Self::Denied { mask },
             6 => {
                 let (have, coming, backlog) = (from.pieces()?, from.pieces()?, from.u8()?);
                 let count = from.count(MOST_HOLDERS, "others")?;
-                let others = (0..count).map(|_| Ok((from.peer()?, from.pieces()?))).collect::<Result<_, _>>()?;
+                let other =
+                    |from: &mut Bytes<'_>| Ok(Other { peer: from.peer()?, have: from.pieces()?, backlog: from.u8()? });
+                let others = (0..count).map(|_| other(from)).collect::<Result<_, _>>()?;
                 Self::Map(HaveMap { have, coming, backlog, others })
             }
             _ => return Err(WireError::Field("kind")),
@@ -334,32 +338,23 @@ mod tests {
     fn ask() -> impl Strategy<Value = Ask> {
         let manner = prop::sample::select(vec![Manner::Holder, Manner::Home, Manner::BytesOnly, Manner::Spare]);
         let urgency = prop::sample::select(vec![Urgency::Prefetch, Urgency::Demand]);
-        (
-            object(),
-            option::of(0..u64::MAX),
-            "[a-z./]{0,40}",
-            0..1000_u32,
-            (1..16_u8, 0..1_u32 << 20),
-            manner,
-            any::<u8>(),
-            urgency,
-            any::<bool>(),
-        )
-            .prop_map(|(object, size, origin, group, (bits, offset), manner, below, urgency, can_read)| {
-                let mask = Mask::from_bits(bits).unwrap();
-                let offset = if mask.len() == 1 { offset } else { 0 };
-                Ask { object, size, origin: origin.into(), group, mask, offset, manner, below, urgency, can_read }
-            })
+        let what = (object(), option::of(0..u64::MAX), "[a-z./]{0,40}", 0..1000_u32, (1..16_u8, 0..1_u32 << 20));
+        let how = (manner, any::<u8>(), urgency, any::<bool>(), pieces(), any::<u8>());
+        (what, how).prop_map(|((object, size, origin, group, (bits, offset)), how)| {
+            let (manner, below, urgency, can_read, have, backlog) = how;
+            let mask = Mask::from_bits(bits).unwrap();
+            let (offset, origin) = (if mask.len() == 1 { offset } else { 0 }, origin.into());
+            Ask { object, size, origin, group, mask, offset, manner, below, urgency, can_read, have, backlog }
+        })
     }
 
     fn frame() -> impl Strategy<Value = Frame> {
-        let holder = (peer(), mask(), mask(), any::<u8>()).prop_map(|(peer, have, coming, backlog)| Holder {
-            peer,
-            have,
-            coming,
-            backlog,
-        });
-        let map = (pieces(), pieces(), any::<u8>(), vec((peer(), pieces()), 0..=3))
+        let holders = || {
+            let holder = (peer(), mask(), mask(), any::<u8>());
+            vec(holder.prop_map(|(peer, have, coming, backlog)| Holder { peer, have, coming, backlog }), 0..=3)
+        };
+        let other = (peer(), pieces(), any::<u8>()).prop_map(|(peer, have, backlog)| Other { peer, have, backlog });
+        let map = (pieces(), pieces(), any::<u8>(), vec(other, 0..=3))
             .prop_map(|(have, coming, backlog, others)| Frame::Map(HaveMap { have, coming, backlog, others }));
         prop_oneof![
             (mask(), option::of(0..255_u8), any::<u32>()).prop_map(|(mask, depth, retry_after)| Frame::Pending {
@@ -367,8 +362,8 @@ mod tests {
                 depth,
                 retry_after
             }),
-            (mask(), vec(holder, 0..=3)).prop_map(|(mask, holders)| Frame::Refer { mask, holders }),
-            mask().prop_map(|mask| Frame::Busy { mask }),
+            (mask(), holders()).prop_map(|(mask, holders)| Frame::Refer { mask, holders }),
+            (mask(), holders()).prop_map(|(mask, holders)| Frame::Busy { mask, holders }),
             mask().prop_map(|mask| Frame::Gone { mask }),
             mask().prop_map(|mask| Frame::Lease { mask }),
             mask().prop_map(|mask| Frame::Denied { mask }),

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use nydus_rafs::Digest;
 use tokio::task::AbortHandle;
@@ -40,6 +41,8 @@ struct Plan {
     registry: String,
     repo: String,
     pieces: Range<u32>,
+    /// The beginning of the first piece, which came before.
+    begun: Vec<Bytes>,
     /// Whose token it is read with.
     errand: Option<Arc<Errand>>,
 }
@@ -54,6 +57,7 @@ impl Driver {
         size: Option<u64>,
         origin: &Origin,
         pieces: Range<u32>,
+        offset: u32,
         credential: Credential,
     ) {
         let errand = match credential {
@@ -76,7 +80,9 @@ impl Driver {
         let (registry, repo) = (registry.to_owned(), repo.to_owned());
         let range = pieces.clone();
         tracing::debug!(digest = %object.0, ?pieces, ?credential, "reading the registry");
-        let plan = Plan { reading, object, size, registry, repo, pieces, errand };
+        let filling = mind.flights.filling(&object.0, pieces.start).filter(|_| offset > 0);
+        let begun = filling.map(|filling| filling.segments()).unwrap_or_default();
+        let plan = Plan { reading, object, size, registry, repo, pieces, begun, errand };
         let own = self.clone();
         let task = self.spawn(async move {
             let outcome = own.carry_reading_out(&plan).await;
@@ -106,7 +112,8 @@ impl Driver {
         let upstream = &self.fetcher.upstream;
         let odd = |reason: String| UpstreamError::Odd { by: plan.registry.clone(), reason };
         let path = format!("/v2/{}/blobs/sha256:{}", plan.repo, plan.object.0);
-        let from = u64::from(plan.pieces.start) * PIECE;
+        let begun: u64 = plan.begun.iter().map(|bytes| bytes.len() as u64).sum();
+        let from = u64::from(plan.pieces.start) * PIECE + begun;
         let to = u64::from(plan.pieces.end) * PIECE;
         let call = Call {
             method: Method::GET,
@@ -138,7 +145,7 @@ impl Driver {
         let pin = pinned.ok_or_else(|| odd("disagrees with others about the size of the blob".into()))?;
         let end = pin.pieces().min(u64::from(plan.pieces.end));
         let mut at = start;
-        let mut rest = bytes::Bytes::new();
+        let mut rest = Bytes::new();
         for piece in u64::from(plan.pieces.start)..end {
             self.receive_piece(plan, &pin, piece, &mut answer, &mut at, &mut rest).await?;
         }
@@ -153,12 +160,16 @@ impl Driver {
         piece: u64,
         answer: &mut Answer,
         at: &mut u64,
-        rest: &mut bytes::Bytes,
+        rest: &mut Bytes,
     ) -> Result<(), UpstreamError> {
         let Some(number) = narrow(piece) else { return Ok(()) };
         let (extent, digest) = (pin.extent(piece), plan.object.0);
         let filling = self.filling(plan.reading, pin, number);
         let mut hash = blake3::Hasher::new();
+        // A host that ignores ranges sends it again.
+        for bytes in plan.begun.iter().filter(|_| *at > extent.start) {
+            hash.update(bytes);
+        }
         let mut told = 0;
         while *at < extent.end {
             if rest.is_empty() {
