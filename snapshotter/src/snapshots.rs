@@ -467,8 +467,12 @@ fn orphans(snapshots: &Path, records: &[Record]) -> io::Result<Vec<std::path::Pa
                 if doomed.exists() {
                     found.push(entry.path());
                 } else {
-                    fs::rename(entry.path(), &doomed)?;
-                    found.push(doomed);
+                    match fs::rename(entry.path(), &doomed) {
+                        Ok(()) => found.push(doomed),
+                        // A removal beside us, whose record went first, was quicker.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             None if name.to_str().is_some_and(|name| name.starts_with("rm-")) => found.push(entry.path()),

@@ -285,6 +285,8 @@ async fn a_daemon_that_does_not_answer_is_unavailable_in_time_and_replaced_at_th
     assert!(begun.elapsed() < Duration::from_secs(21));
     bed.prepare("p", "", none()).await.expect("plain snapshots do not wait for it");
     bed.kill();
+    // The kernel wakes what is stopped when its parent is gone, and ends it unless it ignores SIGHUP (as under nohup).
+    signal(stuck[0], Signal::SIGSTOP);
     bed.start().await;
     assert_ne!(bed.nydusds(), stuck);
     for (key, image) in [("e", &one), ("f", &two)] {
