@@ -18,6 +18,7 @@ use nydus_rafs::{Bootstrap, FormatError, Node, NodeId, NodeKind, Stat, Tree};
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 use crate::tar::{Entry, EntryKind, TarError};
 
+mod acl;
 pub mod estargz;
 pub mod reference;
 pub mod stream;
@@ -34,6 +35,17 @@ pub enum Rules {
     Upper,
     /// A tar on its own: everything that can be kept is kept, attributes that containerd drops too.
     Alone,
+}
+
+/// Returns what a directory is that nobody lists, where it is made in another. As the kernel has it, that one's group is handed
+/// down if its set-group-ID bit is set, and so is its default access control list; the bit itself is not, for containerd
+/// sets the permissions.
+pub(crate) fn made_in(parent: &Node) -> Node {
+    let gid = if parent.stat.permissions & 0o2000 != 0 { parent.stat.gid } else { 0 };
+    let stat = Stat { permissions: 0o755, gid, ..Stat::default() };
+    let mut xattrs = acl::inherited(&parent.xattrs, true);
+    acl::set_permissions(&mut xattrs, stat.permissions);
+    Node { stat, xattrs, kind: NodeKind::Directory(BTreeMap::new()), implied: true }
 }
 
 /// Why a layer cannot be unpacked.
@@ -267,8 +279,11 @@ impl LayerBuilder {
             }
             let node = self.layer.tree.node_mut(id);
             node.implied = false;
-            node.stat = stat;
             node.xattrs.extend(xattrs);
+            if self.rules != Rules::Alone {
+                acl::set_permissions(&mut node.xattrs, stat.permissions);
+            }
+            node.stat = stat;
             return Ok(());
         }
         // What was there is gone before anything else happens, so a link to itself finds nothing.
@@ -298,8 +313,22 @@ impl LayerBuilder {
                 // The change of owner that every header brings takes capabilities away.
                 node.xattrs.remove(OsStr::new("security.capability"));
                 node.xattrs.extend(xattrs);
+                if self.rules != Rules::Alone {
+                    acl::set_permissions(&mut node.xattrs, node.stat.permissions);
+                }
                 self.children_mut(dir).insert(base, id);
                 return Ok(());
+            }
+        };
+        let xattrs = match entry.kind {
+            EntryKind::Symlink => xattrs,
+            _ if self.rules == Rules::Alone => xattrs,
+            kind => {
+                let above = &self.layer.tree.node(dir).xattrs;
+                let mut all = acl::inherited(above, kind == EntryKind::Directory);
+                all.extend(xattrs);
+                acl::set_permissions(&mut all, stat.permissions);
+                all
             }
         };
         let id = self.layer.tree.add(Node { stat, xattrs, kind, implied: false });
@@ -417,9 +446,7 @@ impl LayerBuilder {
     }
 
     fn make_implied(&mut self, dir: NodeId, name: OsString) -> NodeId {
-        let stat = Stat { permissions: 0o755, ..Stat::default() };
-        let kind = NodeKind::Directory(BTreeMap::new());
-        let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind, implied: true });
+        let id = self.layer.tree.add(made_in(self.layer.tree.node(dir)));
         self.layer.implied.insert(id, Implied::All);
         self.children_mut(dir).insert(name, id);
         id

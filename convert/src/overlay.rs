@@ -10,7 +10,8 @@
 //! shows the count of the file below.
 //!
 //! Implied directories take the attributes of the same directory in the nearest layer below that has one, except
-//! `trusted.*`; where that layer has a link there, of what the link leads to in that layer.
+//! `trusted.*`; where that layer has a link there, of what the link leads to in that layer. Where no layer has one, they
+//! belong to root, or to the group of a directory above that hands its group down.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use nydus_rafs::tree::ChunkRef;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
-use crate::layer::{BodyId, Implied, Layer};
+use crate::layer::{BodyId, Implied, Layer, made_in};
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 
 /// The tree of an image, with the origin of each regular file's bytes.
@@ -124,8 +125,8 @@ fn inherit(below: &[Layer], layer: &mut Layer, number: usize) -> Result<(), Merg
         return Ok(());
     }
     let mut places = Vec::new();
-    collect_implied(layer, Tree::ROOT, &mut Parts::new(), &mut places);
-    for (id, how, parts) in places {
+    collect_implied(layer, (Tree::ROOT, Tree::ROOT), &mut Parts::new(), &mut places);
+    for Place { id, parent, how, parts } in places {
         let mut found = Looked::Unknown;
         for (at, lower) in below.iter().enumerate().rev() {
             found = look(lower, &parts).map_err(|source| MergeError {
@@ -138,27 +139,48 @@ fn inherit(below: &[Layer], layer: &mut Layer, number: usize) -> Result<(), Merg
                 break;
             }
         }
-        let Looked::Directory(stat, xattrs) = found else { continue };
+        let Looked::Directory(stat, xattrs) = found else {
+            if how == Implied::All && layer.implied.get(&parent) == Some(&Implied::All) {
+                let made = made_in(layer.tree.node(parent));
+                let node = layer.tree.node_mut(id);
+                (node.stat, node.xattrs) = (made.stat, made.xattrs);
+            }
+            continue;
+        };
         let node = layer.tree.node_mut(id);
-        if how == Implied::All {
-            node.stat = stat;
-        }
-        for (name, value) in xattrs {
-            node.xattrs.entry(name).or_insert(value);
+        match how {
+            Implied::All => {
+                node.stat = stat;
+                node.xattrs.extend(xattrs);
+            }
+            Implied::Xattrs => {
+                for (name, value) in xattrs {
+                    node.xattrs.entry(name).or_insert(value);
+                }
+            }
         }
     }
     Ok(())
 }
 
-fn collect_implied(layer: &Layer, dir: NodeId, parts: &mut Parts, places: &mut Vec<(NodeId, Implied, Parts)>) {
+/// An implied directory.
+struct Place {
+    id: NodeId,
+    parent: NodeId,
+    how: Implied,
+    parts: Parts,
+}
+
+/// Collects the implied directories from `dir` down, which lies in `parent`: each after those above it.
+fn collect_implied(layer: &Layer, (parent, dir): (NodeId, NodeId), parts: &mut Parts, places: &mut Vec<Place>) {
     if let Some(&how) = layer.implied.get(&dir) {
-        places.push((dir, how, parts.clone()));
+        places.push(Place { id: dir, parent, how, parts: parts.clone() });
     }
     let NodeKind::Directory(children) = &layer.tree.node(dir).kind else { return };
     for (name, &id) in children {
         if let NodeKind::Directory(_) = layer.tree.node(id).kind {
             parts.push(name.clone());
-            collect_implied(layer, id, parts, places);
+            collect_implied(layer, (dir, id), parts, places);
             parts.pop();
         }
     }

@@ -65,6 +65,18 @@ fn implied_directories_keep_the_attributes_from_below() {
 }
 
 #[test]
+fn implied_directories_without_any_below_take_the_group_and_the_default_acl_that_are_handed_down() {
+    let acl = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x05\0\x05\0\0\0\x04\0\x05\0\xff\xff\xff\xff\x10\0\x05\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+    let dir = |name| Item { ids: (7, 8), ..item(name, b'5').mode(0o2770) };
+    let lower = [dir("g"), dir("h").record("SCHILY.xattr.system.posix_acl_default", acl)];
+    let merged = merged(&[&lower, &[item("g/a/b/f", b'0'), item("h/c/f", b'0')]]);
+    let node = |path: &str| merged.tree.node(merged.tree.find(std::path::Path::new(path)).unwrap());
+    let seen = |path: &str| (node(path).stat.permissions, node(path).stat.gid, node(path).xattrs.len());
+    assert_eq!((seen("/g/a"), seen("/g/a/b")), ((0o755, 8, 0), (0o755, 0, 0)));
+    assert_eq!((seen("/h/c"), seen("/h/c/f").0), ((0o755, 8, 2), 0o644));
+}
+
+#[test]
 fn a_directory_listed_after_its_entries_keeps_only_attributes_of_its_own_and_those_from_below() {
     let lower = [item("d", b'5').mode(0o700).record("SCHILY.xattr.user.a", "1").record("SCHILY.xattr.user.b", "1")];
     let upper = [item("d/f", b'0'), item("d", b'5').mode(0o711).record("SCHILY.xattr.user.b", "2")];
