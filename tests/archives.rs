@@ -15,6 +15,7 @@ use nydus_tests::needs::{CONTAINERD, met};
 use nydus_tests::process::{run, shoal};
 use nydus_tests::registry::Registry;
 use nydus_tests::scratch::Scratch;
+use nydus_tests::stack::Stack;
 use nydus_tests::{image, smoke, tree};
 use serde_json::{Value, json};
 
@@ -136,6 +137,32 @@ async fn what_containerd_exports_is_converted_and_what_is_made_it_imports() -> R
     let source = bed.unpacked(&exported)?;
     bed.convert(&["--source-archive", text(&source)])?;
     ensure!(bed.layers_in_registry().await? == bed.wanted, "from a directory something else is made");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_imported_image_runs_from_containerds_own_store() -> Result<()> {
+    if !met(CONTAINERD) {
+        return Ok(());
+    }
+    let bed = Bed::new("imported").await?;
+    let made = bed.scratch.path().join("made.tar");
+    bed.convert(&["--target-archive", text(&made)])?;
+    let binary = std::env::var_os("SHOAL_CONTAINERD").map(PathBuf::from);
+    let stack = Stack::of_imports(&bed.scratch.dir("stack")?, binary)?;
+    let name = bed.name("nydus");
+    drop(bed.registry);
+    // Before the transfer service a client unpacked what it imported, and told the snapshotter nothing of layers.
+    let version = stack.containerd.version();
+    if version.trim_start_matches('v').starts_with("1.6.") {
+        println!("containerd {version} imports without annotations: nothing to run");
+        return Ok(());
+    }
+    run(stack.ctr().args(["images", "import", "--local=false", "--snapshotter", "nydus", text(&made)]))?;
+    let sum = nydus_rafs::Algorithm::Sha256.digest(&smoke::random());
+    let said = run(&mut stack.run(&name, "imported", &["/bin/sh", "-c", "sha256sum /data/random"]))
+        .with_context(|| stack.log())?;
+    ensure!(said.starts_with(&sum.to_string()), "it shows {said}");
     Ok(())
 }
 

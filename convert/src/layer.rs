@@ -18,7 +18,7 @@ use nydus_rafs::{Bootstrap, FormatError, Node, NodeId, NodeKind, Stat, Tree};
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 use crate::tar::{Entry, EntryKind, TarError};
 
-mod acl;
+pub(crate) mod acl;
 pub mod estargz;
 pub mod reference;
 pub mod stream;

@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use nydus_rafs::tree::ChunkRef;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
-use crate::layer::{BodyId, Implied, Layer, made_in};
+use crate::layer::{BodyId, Implied, Layer, acl, made_in};
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 
 /// The tree of an image, with the origin of each regular file's bytes.
@@ -152,6 +152,7 @@ fn inherit(below: &[Layer], layer: &mut Layer, number: usize) -> Result<(), Merg
             Implied::All => {
                 node.stat = stat;
                 node.xattrs.extend(xattrs);
+                hand_down(&mut layer.tree, id);
             }
             Implied::Xattrs => {
                 for (name, value) in xattrs {
@@ -161,6 +162,29 @@ fn inherit(below: &[Layer], layer: &mut Layer, number: usize) -> Result<(), Merg
         }
     }
     Ok(())
+}
+
+/// Gives what a layer made in a directory the access control lists that the directory took from below.
+fn hand_down(tree: &mut Tree, dir: NodeId) {
+    let lists = |directory| acl::inherited(&tree.node(dir).xattrs, directory);
+    let (for_files, for_directories) = (lists(false), lists(true));
+    if for_files.is_empty() {
+        return;
+    }
+    for child in tree.children(dir).into_iter().flat_map(BTreeMap::values).copied().collect::<Vec<_>>() {
+        let node = tree.node_mut(child);
+        let directory = matches!(node.kind, NodeKind::Directory(_));
+        if matches!(node.kind, NodeKind::Symlink(_)) {
+            continue;
+        }
+        for (name, list) in if directory { &for_directories } else { &for_files } {
+            node.xattrs.entry(name.clone()).or_insert_with(|| list.clone());
+        }
+        acl::set_permissions(&mut node.xattrs, node.stat.permissions);
+        if directory {
+            hand_down(tree, child);
+        }
+    }
 }
 
 /// An implied directory.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use containerd_snapshots::api::snapshots::v1::snapshots_client::SnapshotsClient;
 use containerd_snapshots::api::snapshots::v1::{Info, ListSnapshotsRequest};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::transport::{Endpoint, Uri};
 
 use crate::containerd::{Containerd, Options};
@@ -39,12 +39,22 @@ impl Stack {
     /// Starts containerd below `dir`, with our snapshotter unless `name` is `overlayfs`; images come from `registry`, over plain
     /// HTTP. `binary` is a containerd that is not the system's.
     pub fn start(dir: &Path, registry: &str, name: &'static str, binary: Option<PathBuf>) -> Result<Self> {
-        Self::build(dir, registry, name, binary, None)
+        let backend = json!({"type": "registry", "config": {"scheme": "http"}});
+        Self::build(dir, registry, name, binary, backend, None)
+    }
+
+    /// Starts containerd with our snapshotter, whose daemons find blobs in containerd's own store: only images that were
+    /// imported can run.
+    pub fn of_imports(dir: &Path, binary: Option<PathBuf>) -> Result<Self> {
+        let store = dir.join("ctd/root/io.containerd.content.v1.content/blobs/sha256");
+        let backend = json!({"type": "localfs", "config": {"dir": store}});
+        Self::build(dir, "registry.invalid", "nydus", binary, backend, None)
     }
 
     /// Starts the system's containerd with our snapshotter and a mirror before the registry.
     pub fn mirrored(dir: &Path, registry: &str) -> Result<Self> {
-        Self::build(dir, registry, "nydus", None, Some((free_port()?, free_port()?)))
+        let backend = json!({"type": "registry", "config": {"scheme": "http"}});
+        Self::build(dir, registry, "nydus", None, backend, Some((free_port()?, free_port()?)))
     }
 
     /// `mirror` are the ports of one: for requests and for its health.
@@ -53,11 +63,11 @@ impl Stack {
         registry: &str,
         name: &'static str,
         binary: Option<PathBuf>,
+        mut backend: Value,
         mirror: Option<(u16, u16)>,
     ) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let ours = name != "overlayfs";
-        let mut backend = json!({"type": "registry", "config": {"scheme": "http"}});
         let mut options = Options {
             cri_snapshotter: name,
             snapshotter: ours.then(|| dir.join("snap.sock")),
