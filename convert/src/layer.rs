@@ -116,11 +116,26 @@ pub enum Implied {
     Xattrs,
 }
 
+/// Which entries of a layer are whiteouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// Names that begin with `.wh.`.
+    Oci,
+    /// Character devices 0:0 and the attribute `trusted.overlay.opaque`.
+    Overlayfs,
+    /// None: every entry is kept.
+    None,
+    /// Those of an unpacked tar in an overlay mount: the tar's are names, but the mount hides such devices as well.
+    Unpacked,
+}
+
 /// A layer's tree.
 #[derive(Debug)]
 pub struct Layer {
     /// The files, whiteouts among them.
     pub tree: Tree,
+    /// Which of them are whiteouts.
+    pub whiteouts: Whiteouts,
     /// Directories that the layer needs and does not (or not first) list.
     pub implied: BTreeMap<NodeId, Implied>,
     /// Regular files in the order in which their bodies came.
@@ -134,7 +149,12 @@ impl Layer {
     ///
     /// If the bootstrap is damaged.
     pub fn of_image<B: AsRef<[u8]>>(image: &Bootstrap<B>) -> Result<Self, FormatError> {
-        let mut layer = Self { tree: Tree::read(image)?, implied: BTreeMap::new(), bodies: HashMap::new() };
+        let mut layer = Self {
+            tree: Tree::read(image)?,
+            whiteouts: Whiteouts::Unpacked,
+            implied: BTreeMap::new(),
+            bodies: HashMap::new(),
+        };
         for id in crate::bootstrap::nodes(&layer.tree) {
             let node = layer.tree.node_mut(id);
             if node.xattrs.remove(OsStr::new(IMPLIED_XATTR)).is_some() && matches!(node.kind, NodeKind::Directory(_)) {
@@ -186,7 +206,11 @@ impl LayerBuilder {
     /// Begins with an empty root directory, mode 0755, owned by root.
     pub fn new(rules: Rules) -> Self {
         let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
-        Self { layer: Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() }, rules, listed: Vec::new() }
+        Self {
+            layer: Layer { tree, whiteouts: Whiteouts::Unpacked, implied: BTreeMap::new(), bodies: HashMap::new() },
+            rules,
+            listed: Vec::new(),
+        }
     }
 
     /// Returns the layer.

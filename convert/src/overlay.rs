@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use nydus_rafs::tree::ChunkRef;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
-use crate::layer::{BodyId, Implied, Layer, acl, made_in};
+use crate::layer::{BodyId, Implied, Layer, Whiteouts, acl, made_in};
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
 
 /// The tree of an image, with the origin of each regular file's bytes.
@@ -57,7 +57,7 @@ pub struct MergeError {
 /// there as well. Listing the directory in its layer helps.
 pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
     if let Some(lowest) = layers.first_mut() {
-        drop_whiteouts(&mut lowest.tree);
+        drop_whiteouts(lowest);
     }
     for at in 1..layers.len() {
         let (below, rest) = layers.split_at_mut(at);
@@ -93,10 +93,11 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
 }
 
 /// Takes whiteouts out of the lowest layer: where nothing lies below, unpacking leaves nothing of them.
-fn drop_whiteouts(tree: &mut Tree) {
+fn drop_whiteouts(layer: &mut Layer) {
+    let (tree, whiteouts) = (&mut layer.tree, layer.whiteouts);
     for dir in crate::bootstrap::nodes(tree) {
         let Some(children) = tree.children(dir) else { continue };
-        let hiding = children.iter().filter(|&(name, &id)| hidden(name, tree.node(id)).is_some());
+        let hiding = children.iter().filter(|&(name, &id)| hidden(name, tree.node(id), whiteouts).is_some());
         let names: Vec<OsString> = hiding.map(|(name, _)| name.clone()).collect();
         if let NodeKind::Directory(children) = &mut tree.node_mut(dir).kind {
             children.retain(|name, _| !names.contains(name));
@@ -253,16 +254,18 @@ impl Laying<'_> {
     fn lay(&mut self, upper: NodeId, lower: NodeId, root: bool) {
         let NodeKind::Directory(entries) = &mut self.layer.tree.node_mut(upper).kind else { return };
         let entries = std::mem::take(entries);
-        if !root && entries.contains_key(OsStr::from_bytes(OPAQUE)) {
+        let whiteouts = self.layer.whiteouts;
+        let opaque = whiteouts != Whiteouts::None && entries.contains_key(OsStr::from_bytes(OPAQUE));
+        if !root && opaque {
             self.children(lower).clear();
         }
         for (name, &id) in &entries {
-            if let Some(hidden) = hidden(name, self.layer.tree.node(id)) {
+            if let Some(hidden) = hidden(name, self.layer.tree.node(id), whiteouts) {
                 self.children(lower).remove(hidden);
             }
         }
         for (name, id) in entries {
-            if hidden(&name, self.layer.tree.node(id)).is_some() {
+            if hidden(&name, self.layer.tree.node(id), whiteouts).is_some() {
                 continue;
             }
             let existing = self.children(lower).get(&name).copied();
@@ -328,13 +331,16 @@ impl Laying<'_> {
 }
 
 /// Returns the name that an entry hides, if hiding is what it is for: an empty name if it only marks its directory.
-fn hidden<'n>(name: &'n OsStr, node: &Node) -> Option<&'n OsStr> {
+fn hidden<'n>(name: &'n OsStr, node: &Node, whiteouts: Whiteouts) -> Option<&'n OsStr> {
+    let by_device = matches!(whiteouts, Whiteouts::Overlayfs | Whiteouts::Unpacked);
+    let by_name = matches!(whiteouts, Whiteouts::Oci | Whiteouts::Unpacked);
     match node.kind {
         NodeKind::Directory(_) => None,
-        // What overlayfs itself takes for a whiteout cannot be a device in an image.
-        NodeKind::CharDevice(0) => Some(name),
-        _ if name.as_bytes() == OPAQUE => Some(OsStr::new("")),
-        _ => name.as_bytes().strip_prefix(WHITEOUT).map(OsStr::from_bytes),
+        NodeKind::CharDevice(0) if by_device => Some(name),
+        // Those who read overlayfs's own attribute put this name in its place.
+        _ if name.as_bytes() == OPAQUE && whiteouts != Whiteouts::None => Some(OsStr::new("")),
+        _ if by_name => name.as_bytes().strip_prefix(WHITEOUT).map(OsStr::from_bytes),
+        _ => None,
     }
 }
 

@@ -18,10 +18,10 @@ use super::{cache, open};
 use crate::bootstrap::{self, Blob, Style};
 use crate::dictionary::Dictionary;
 use crate::layer::stream::{self, Packing};
-use crate::layer::{Layer, Rules, estargz, reference};
+use crate::layer::{Layer, Rules, Whiteouts, estargz, reference};
 use crate::overlay;
 use crate::pack::{Packer, Pool, Recipe};
-use crate::source::directory::{self, Whiteouts};
+use crate::source::directory;
 
 /// What to make an image from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,6 +237,8 @@ fn parent(
     let context = || format!("using {} as parent", path.display());
     dictionary.add(image, recipe).with_context(context)?;
     let mut layer = Layer::of_image(image).with_context(context)?;
+    // Whatever it holds by now is meant to be seen.
+    layer.whiteouts = Whiteouts::None;
     for id in bootstrap::nodes(&layer.tree) {
         if let NodeKind::Regular { chunks, .. } = &mut layer.tree.node_mut(id).kind {
             chunks.iter_mut().for_each(|chunk| chunk.blob += 1);

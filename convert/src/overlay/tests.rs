@@ -22,6 +22,21 @@ fn whiteouts_take_away_what_lies_below_and_are_not_seen() {
 }
 
 #[test]
+fn each_kind_of_whiteouts_hides_by_its_own_sign_only() {
+    let lower = [item("a", b'0'), item("b", b'0')];
+    let upper = [item(".wh.a", b'0'), item("b", b'3')];
+    let shown = |whiteouts| {
+        let mut above = layer(Rules::Upper, upper.to_vec()).unwrap();
+        above.whiteouts = whiteouts;
+        listing(&merge(vec![layer(Rules::Lowest, lower.to_vec()).unwrap(), above]).unwrap().tree)
+    };
+    assert_eq!(shown(Whiteouts::Unpacked), Vec::<String>::new());
+    assert_eq!(shown(Whiteouts::Oci), ["c644 /b"]);
+    assert_eq!(shown(Whiteouts::Overlayfs), ["-644 /.wh.a", "-644 /a"]);
+    assert_eq!(shown(Whiteouts::None), ["-644 /.wh.a", "-644 /a", "c644 /b"]);
+}
+
+#[test]
 fn an_opaque_directory_shows_only_its_own_entries_but_an_opaque_root_hides_nothing() {
     let lower = [item("d/old", b'0'), item("d/both", b'0').mode(0o600), item("r", b'0')];
     let upper = [item("d/both", b'0'), item("d/.wh..wh..opq", b'0'), item(".wh..wh..opq", b'0')];

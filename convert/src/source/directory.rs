@@ -15,23 +15,12 @@ use nydus_rafs::blob::write::BlobWriter;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::layer::stream::attach;
-use crate::layer::{BodyId, Layer};
+use crate::layer::{BodyId, Layer, Whiteouts};
 use crate::pack::{BodyDigest, PackError, Packer};
 use crate::path::{OPAQUE, WHITEOUT};
 
 /// Marks a directory that hides what lies below it, where whiteouts are overlayfs's.
 const OVERLAY_OPAQUE: &str = "trusted.overlay.opaque";
-
-/// Which entries of a directory are whiteouts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whiteouts {
-    /// Names that begin with `.wh.`.
-    Oci,
-    /// Character devices 0:0 and the attribute `trusted.overlay.opaque`.
-    Overlayfs,
-    /// None: every entry is kept.
-    None,
-}
 
 /// Why a directory cannot be packed.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +80,7 @@ pub fn pack<W: Write>(
     (node.xattrs, node.implied) = (xattrs, false);
     reading.directory(Tree::ROOT, root)?;
     let Reading { tree, paths, .. } = reading;
-    let mut layer = Layer { tree, implied: BTreeMap::new(), bodies: HashMap::new() };
+    let mut layer = Layer { tree, whiteouts, implied: BTreeMap::new(), bodies: HashMap::new() };
     let mut first = Vec::new();
     for id in layer.tree.prefetch(order.prefetch.iter().map(PathBuf::as_path)) {
         files(&layer.tree, id, &mut first);
@@ -197,7 +186,7 @@ impl Reading {
         match self.whiteouts {
             Whiteouts::None => false,
             Whiteouts::Oci => name.as_bytes() == OPAQUE || name.as_bytes().starts_with(WHITEOUT),
-            Whiteouts::Overlayfs => metadata.file_type().is_char_device() && metadata.rdev() == 0,
+            Whiteouts::Overlayfs | Whiteouts::Unpacked => metadata.file_type().is_char_device() && metadata.rdev() == 0,
         }
     }
 

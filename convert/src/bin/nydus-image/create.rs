@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use nydus_convert::chunk_size::{BatchSize, ChunkSize};
 use nydus_convert::image::create::{self, BlobPlace, BootstrapPlace, Source};
+use nydus_convert::layer::Whiteouts;
 use nydus_convert::pack::Recipe;
-use nydus_convert::source::directory::Whiteouts;
 use nydus_rafs::{Algorithm, BlobId, Compressor, Version};
 
 use crate::{PrefetchPolicy, dictionary, patterns, say};

@@ -170,7 +170,7 @@ fn chunks_of_a_dictionary_are_not_stored_again_in_either_version() {
 }
 
 #[test]
-fn a_directory_is_laid_on_its_parent_with_whiteouts_of_both_kinds() {
+fn a_directory_is_laid_on_its_parent_with_its_whiteouts_and_opaque_directories() {
     let dir = tempfile::tempdir().unwrap();
     let (tree, out) = (dir.path().join("tree"), dir.path().join("out"));
     for path in ["tree/d/old", "out"] {
@@ -195,6 +195,30 @@ fn a_directory_is_laid_on_its_parent_with_whiteouts_of_both_kinds() {
     assert_eq!(report.blobs.len(), 2, "the parent's and its own");
     let wanted = [("b", "two"), ("d/", ""), ("d/new", "four")];
     assert_eq!(contents(&bootstrap, &out), wanted.map(|(name, body)| (name.to_owned(), body.to_owned())));
+}
+
+#[test]
+fn names_of_whiteouts_are_only_names_where_whiteouts_are_of_another_kind() {
+    for whiteouts in [Whiteouts::Overlayfs, Whiteouts::None] {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, out) = (dir.path().join("tree"), dir.path().join("out"));
+        fs::create_dir_all(&tree).unwrap();
+        fs::create_dir(&out).unwrap();
+        fs::write(tree.join("a"), "one").unwrap();
+        fs::write(tree.join(".wh.below"), "two").unwrap();
+        create(&request(Source::Directory(whiteouts), &tree, &out)).unwrap();
+        fs::remove_file(tree.join("a")).unwrap();
+        fs::write(tree.join(".wh.a"), "").unwrap();
+        let bootstrap = out.join("upper");
+        let upper = Request {
+            bootstrap: BootstrapPlace::File(bootstrap.clone()),
+            parent: Some(out.join("bootstrap")),
+            ..request(Source::Directory(whiteouts), &tree, &out)
+        };
+        create(&upper).unwrap();
+        let wanted = [(".wh.a", ""), (".wh.below", "two"), ("a", "one")];
+        assert_eq!(contents(&bootstrap, &out), wanted.map(|(name, body)| (name.to_owned(), body.to_owned())));
+    }
 }
 
 #[test]
