@@ -3,7 +3,7 @@
 .PHONY: help setup build demo test soak bench check clean
 
 help:
-	@echo 'make demo    convert a real image, run it lazily on two nodes, print what was fetched from where'
+	@echo 'make demo    convert a real image, run it lazily on nodes alone, in pairs and in a swarm, print what came from where'
 	@echo 'make test    all tests (installs what they need)'
 	@echo 'make soak    the long tests: large images, fuzzing, an hour of faults; a summary at the end (three hours)'
 	@echo 'make bench   what a user waits for and pays, beside plain containerd, as ratios (ten minutes)'

@@ -1,5 +1,6 @@
 //! Images in archives and OCI layouts, on either side of a conversion: what containerd exports and imports, what old
 //! dockers saved, and directories.
+#![expect(clippy::print_stdout, reason = "why nothing can be run is for people to read")]
 
 use std::fs::File;
 use std::io::Write as _;

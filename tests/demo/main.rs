@@ -1,4 +1,4 @@
-//! `make demo`: a real image, converted and run lazily on two nodes, with a table of what came from where.
+//! `make demo`: a real image, converted and run lazily, on two nodes and by a swarm of three, with a table of what came from where.
 //!
 //! Everything lives in one folder below /tmp and on free ports of 127.0.0.1, and is taken down at the end,
 //! after a failure and after Ctrl-C too. The registry lies behind a link of 200 Mbit/s and 20 ms, because
@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "the demo is a program for people")]
 
 mod table;
+mod together;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use nydus_tests::{debian, image};
 use serde_json::json;
 
 use crate::table::{Row, Table};
+use crate::together::Swarm;
 
 /// What the demo runs: a short command, and one that needs more of the image.
 struct Commands {
@@ -162,6 +164,13 @@ async fn demo(interrupted: &Arc<AtomicBool>) -> Result<()> {
     other.warm_up(&setup.pause).await?;
     table.push(Row::measure("second node", &short, &other, &gate, Some(&second), &target, true).await?);
     table.push(Row::measure("second node", &long, &other, &gate, Some(&second), &target, false).await?);
+
+    drop((runner, other, second, first));
+    step(interrupted, "three new nodes, one swarm: all start the image in the same moment")?;
+    let swarm = Swarm::start(&scratch, &setup, interrupted).await?;
+    for row in swarm.run(&long, &gate, &target)? {
+        table.push(row);
+    }
 
     step(interrupted, "done")?;
     println!();

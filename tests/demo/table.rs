@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nydus_tests::gate::{Gate, Pace};
+use nydus_tests::gate::{Gate, Pace, Passed};
 use nydus_tests::node::Node;
 use nydus_tests::runner::Runner;
 
@@ -68,10 +68,45 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Pulls and runs on one member of a swarm; what it took from the registry is what its mirror counted, for others read
+    /// at the same time.
+    pub(crate) async fn of_member(
+        name: String,
+        command: &[String],
+        runner: &Runner,
+        node: &Node,
+        image: &str,
+    ) -> Result<Self> {
+        let begin = Instant::now();
+        runner.pull(image).await.with_context(|| format!("pulling {image}"))?;
+        let pull = begin.elapsed();
+        let pull_bytes = node.mirror_metric("nydus_p2p_source_bytes_total", "registry")?;
+        runner.run(image, command).await.with_context(|| format!("running {command:?} in {image}"))?;
+        let answer = begin.elapsed();
+        println!("    {name}: {:.2} s", answer.as_secs_f64());
+        Ok(Self {
+            name,
+            pull: Some(pull),
+            pull_bytes,
+            answer,
+            bytes: node.mirror_metric("nydus_p2p_source_bytes_total", "registry")?,
+            requests: node.mirror_metric("nydus_p2p_upstream_requests_total", "registry")?,
+            lazy: Some(lazy(node)?),
+        })
+    }
+
+    /// What passed the gate while all members ran.
+    pub(crate) fn of_all(name: String, answer: Duration, before: Passed, after: Passed) -> Self {
+        let passed = after - before;
+        Self { name, pull: None, pull_bytes: 0, answer, bytes: passed.bytes, requests: passed.requests, lazy: None }
+    }
+}
+
 /// Reads what nydusd and the mirror of a node have counted.
 fn lazy(node: &Node) -> Result<Lazy> {
-    let mut counted =
-        Lazy { from_mirrors: node.mirror_metric("nydus_p2p_source_bytes_total", "mirror")?, ..Lazy::default() };
+    let from = |source: &str| node.mirror_metric("nydus_p2p_source_bytes_total", source);
+    let mut counted = Lazy { from_mirrors: from("mirror")? + from("peer")?, ..Lazy::default() };
     for daemon in node.nydusd("/api/v1/daemon")? {
         for mount in daemon["backend_collection"].as_object().into_iter().flatten().map(|(mount, _)| mount) {
             let number = |path: &str, key: &str| -> Result<u64> {
@@ -128,7 +163,8 @@ impl Table {
         println!(
             "pull: until the pull ended; answer: from its begin (or the run's) to the end of the command;\n\
              registry: all that left the registry in that time, at pull included; demand, prefetch: what nydusd read\n\
-             because somebody waited, or in advance; other node: what this node's mirror took from the first node's."
+             because somebody waited, or in advance; other node: what this node's mirror took from other nodes';\n\
+             swarm: of one node the bytes that its own mirror read from the registry, together all that left it."
         );
     }
 }

@@ -24,6 +24,8 @@ pub struct Setup {
     pub pause: String,
     /// URLs of other nodes' mirrors, asked before the registry.
     pub upstream_mirrors: Vec<String>,
+    /// Present if the node is one of a swarm; its containerd asks the mirror first then.
+    pub member: Option<Member>,
     /// The snapshotter that CRI uses.
     pub cri_snapshotter: &'static str,
     /// containerd's binary, if not the one on `PATH`.
@@ -47,6 +49,7 @@ impl Setup {
             read_deadline: None,
             pause: pause.into(),
             upstream_mirrors: Vec::new(),
+            member: None,
             cri_snapshotter: "nydus",
             containerd: None,
             prefetch: false,
@@ -69,6 +72,19 @@ impl Setup {
         };
         Containerd::start(dir, &options).context("starting a containerd without snapshotter")
     }
+}
+
+/// A node's place in a swarm.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The file with the cluster's key.
+    pub key: PathBuf,
+    /// Where it listens for members.
+    pub listen: String,
+    /// Where it listens for gossip.
+    pub gossip: String,
+    /// Where other members listen.
+    pub seeds: Vec<String>,
 }
 
 /// What a node is told about a private registry.
@@ -127,6 +143,11 @@ impl Node {
                 format!("[[registry]]\nname = \"{}\"\nca_files = [{:?}]\n", setup.registry, private.lazy_ca)
             }
         });
+        if let Some(Member { key, listen, gossip, seeds }) = &setup.member {
+            text.push_str(&format!(
+                "[swarm]\ncluster_key_file = {key:?}\nlisten = {listen:?}\ngossip_listen = {gossip:?}\nseeds = {seeds:?}\n"
+            ));
+        }
         std::fs::write(&mirror_config, text)?;
         let mirror = start_mirror(dir, &mirror_config, health, &setup.environment)?;
 
@@ -157,7 +178,7 @@ impl Node {
                 pause: setup.pause.clone(),
                 plain_http: if setup.private.is_some() { Vec::new() } else { vec![setup.registry.clone()] },
                 private: setup.private.iter().map(|private| (setup.registry.clone(), private.ca.clone())).collect(),
-                mirror: None,
+                mirror: setup.member.is_some().then(|| mirror_url.clone()),
                 binary: setup.containerd.clone(),
             },
         )?;
