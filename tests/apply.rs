@@ -214,15 +214,7 @@ fn random_layers_look_as_containerd_unpacks_them() -> Result<()> {
     let registry = Registry::start(&scratch.dir("registry")?)?;
     let client = image::client(&registry.host)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: String::new(),
-        plain_http: vec![registry.host.clone()],
-        private: Vec::new(),
-        mirror: None,
-        binary: None,
-    };
+    let options = Options::plain(&registry.host);
     let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
     let (cases, unpacked) = (Cell::new(0), Cell::new(0));
     let number = std::env::var("SHOAL_CASES").ok().map_or(Ok(40), |cases| cases.parse())?;

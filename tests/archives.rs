@@ -97,15 +97,7 @@ async fn what_containerd_exports_is_converted_and_what_is_made_it_imports() -> R
         return Ok(());
     }
     let bed = Bed::new("archive").await?;
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: String::new(),
-        plain_http: vec![bed.registry.host.clone()],
-        mirror: None,
-        binary: None,
-        private: Vec::new(),
-    };
+    let options = Options::plain(&bed.registry.host);
     let containerd = Containerd::start(&bed.scratch.dir("ctd")?, &options)?;
     run(containerd.ctr().args(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &bed.name("1")]))?;
     let (exported, packed) = (bed.scratch.path().join("exported.tar"), bed.scratch.path().join("exported.tar.gz"));

@@ -75,15 +75,7 @@ async fn the_same_checks_pass_on_containerds_own_overlayfs() -> Result<()> {
     let scratch = Scratch::new("ovl")?;
     let registry = Registry::start(&scratch.dir("registry")?)?;
     push_oci(&registry.host, &scratch).await?;
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: format!("{}/pause:1", registry.host),
-        plain_http: vec![registry.host.clone()],
-        private: Vec::new(),
-        mirror: None,
-        binary: None,
-    };
+    let options = Options { pause: format!("{}/pause:1", registry.host), ..Options::plain(&registry.host) };
     let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
     let cri = Cri::connect(&containerd.socket, &scratch.path().join("pods")).await?;
     let image = format!("{}/lib/smoke:oci", registry.host);

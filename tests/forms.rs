@@ -186,15 +186,7 @@ async fn an_index_is_converted_whole_in_part_or_beside_the_original() -> Result<
     ensure!(merged["manifests"][1]["artifactType"] == kind, "the converted one is not told apart: {merged}");
 
     // Who knows no nydus images still gets the original.
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: String::new(),
-        plain_http: vec![bed.registry.host.clone()],
-        mirror: None,
-        binary: None,
-        private: Vec::new(),
-    };
+    let options = Options::plain(&bed.registry.host);
     let containerd = Containerd::start(&bed.scratch.dir("ctd")?, &options)?;
     let name = format!("{}/merged:nydus", bed.registry.host);
     run(containerd.ctr().args(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &name]))?;

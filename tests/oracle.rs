@@ -48,15 +48,7 @@ async fn every_reader_sees_what_containerd_unpacks() -> Result<()> {
     let registry = Registry::start(&scratch.dir("registry")?)?;
     let client = image::client(&registry.host)?;
     image::push(&client, "smoke", "oci", &smoke::layers()?, json!({})).await?;
-    let options = Options {
-        cri_snapshotter: "overlayfs",
-        snapshotter: None,
-        pause: String::new(),
-        plain_http: vec![registry.host.clone()],
-        private: Vec::new(),
-        mirror: None,
-        binary: None,
-    };
+    let options = Options::plain(&registry.host);
     let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
     let root = scratch.dir("overlay")?;
     unpacked(&containerd, &format!("{}/smoke:oci", registry.host), &root)?;

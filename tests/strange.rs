@@ -84,13 +84,9 @@ impl Court {
         let registry = Registry::start(&scratch.dir("registry")?)?;
         let liar = Liar::start().await?;
         let options = Options {
-            cri_snapshotter: "overlayfs",
-            snapshotter: None,
-            pause: String::new(),
             plain_http: vec![registry.host.clone(), liar.host.clone()],
-            mirror: None,
             binary: std::env::var_os("SHOAL_CONTAINERD").map(Into::into),
-            private: Vec::new(),
+            ..Options::plain(&registry.host)
         };
         let containerd = Containerd::start(&scratch.dir("ctd")?, &options)?;
         let client = image::client(&registry.host)?;

@@ -28,6 +28,21 @@ pub struct Options {
     pub binary: Option<PathBuf>,
 }
 
+impl Options {
+    /// The system's containerd as it comes, with its own overlayfs; images come from `registry`, over plain HTTP.
+    pub fn plain(registry: impl Into<String>) -> Self {
+        Self {
+            cri_snapshotter: "overlayfs",
+            snapshotter: None,
+            pause: String::new(),
+            plain_http: vec![registry.into()],
+            private: Vec::new(),
+            mirror: None,
+            binary: None,
+        }
+    }
+}
+
 /// A running containerd; ended, with all its containers, when dropped.
 #[derive(Debug)]
 pub struct Containerd {

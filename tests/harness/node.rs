@@ -61,15 +61,8 @@ impl Setup {
 
     /// Starts a containerd alone, for plain images on its own overlayfs.
     pub fn plain_containerd(&self, dir: &Path) -> Result<Containerd> {
-        let options = Options {
-            cri_snapshotter: "overlayfs",
-            snapshotter: None,
-            pause: self.pause.clone(),
-            plain_http: vec![self.registry.clone()],
-            private: Vec::new(),
-            mirror: None,
-            binary: self.containerd.clone(),
-        };
+        let options =
+            Options { pause: self.pause.clone(), binary: self.containerd.clone(), ..Options::plain(&self.registry) };
         Containerd::start(dir, &options).context("starting a containerd without snapshotter")
     }
 }
