@@ -27,7 +27,7 @@ pub mod grid;
 mod home;
 mod intake;
 mod known;
-mod leave;
+pub mod leave;
 pub mod members;
 pub mod message;
 pub mod port;
@@ -167,9 +167,10 @@ impl Swarm {
             Input::Restored { object, size, pieces, sealed } => self.restored(object, size, pieces, sealed),
             Input::Evict { object } => self.withdraw(object),
             Input::Lost { object, piece } => self.lost(object, piece),
+            Input::Sized { object, size } => self.sized(object, size),
             Input::Sealed { object } => self.sealed(object),
             Input::Wrong { object, pieces } => self.wrong(object, &pieces),
-            Input::Forget { object } => self.forget(object),
+            Input::Forget { object, lasts } => self.bury_object(object, lasts),
             Input::Drain => self.drain(),
             Input::Asked { from, inbound, ask } => self.asked_by(from, inbound, ask),
             Input::Sent { inbound, piece } => self.sent(inbound, piece),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::blob::{Place, Vain, Via};
 use super::grid::{GROUP, Mask, Object, Pieces, group_of};
 use super::members::{Homes, Peer};
-use super::message::{Ask, Frame, HaveMap, Holder, Manner, Sum, Urgency, Vouch};
+use super::message::{Ask, Frame, HaveMap, Holder, Manner, Origin, Sum, Urgency, Vouch};
 use super::port::{Blame, Credential, End, Event, Exchange, Failure, Output};
 use super::time::Time;
 use super::{Swarm, Timer};
@@ -36,7 +36,7 @@ pub(super) struct Asked {
 enum Source {
     Ask(Peer, Manner),
     /// From the registry; these may have copies and are asked at the same time.
-    Read(Credential, Vec<Peer>),
+    Read(Origin, Credential, Vec<Peer>),
     /// Nowhere before then.
     Wait(Time),
     /// Nowhere at all.
@@ -95,11 +95,11 @@ impl Swarm {
             }
             match self.source(object, piece) {
                 Source::Ask(to, manner) => self.ask(object, piece, to, manner),
-                Source::Read(credential, spares) => {
+                Source::Read(origin, credential, spares) => {
                     for peer in spares {
                         self.ask(object, piece, peer, Manner::Spare);
                     }
-                    self.read(object, piece, credential);
+                    self.read(object, piece, origin, credential);
                 }
                 Source::Wait(until) => self.timer(until, Timer::Source(object)),
                 Source::None(why) => self.fail(object, piece, why),
@@ -327,8 +327,8 @@ impl Swarm {
         let token = self.token_for(object, piece);
         let denied = blob.denied.is_some_and(|until| until > self.now);
         match token {
-            Some(caller) => Source::Read(Credential::Caller(caller), spares),
-            None if !denied => Source::Read(Credential::Own, spares),
+            Some((caller, origin)) => Source::Read(origin, Credential::Caller(caller), spares),
+            None if !denied => Source::Read(blob.origin.clone(), Credential::Own, spares),
             None if !spares.is_empty() => Source::Ask(spares[0], Manner::Spare),
             None => self.lease_or_wait(object, piece),
         }

@@ -2,7 +2,8 @@
 //!
 //! The registry says so, once per caller, place and object; what it said is fresh for some minutes, or longer where nobody
 //! had to show a token. While the registry cannot be asked, what it once said lives on for an hour. Pieces are
-//! fetched beside the question, but no byte is given to a caller before the answer.
+//! fetched beside the question, but no byte is given to a caller before the answer. A read with the caller's own token is
+//! such a question: its first byte says yes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -59,9 +60,11 @@ impl Grants {
         good(caller) || good(None)
     }
 
-    /// Whether the caller's token was accepted, so that the registry can be read with it.
-    pub(super) fn accepted(&self, caller: Caller, object: Object, origin: &Origin, now: Time) -> bool {
-        caller.is_some() && self.given.get(&(caller, object, origin.clone())).is_some_and(|grant| grant.end > now)
+    /// Whether the registry may be read with the caller's token: it was accepted, or it is being found out, which reading
+    /// does as well.
+    pub(super) fn reads(&self, caller: Caller, object: Object, origin: &Origin, now: Time) -> bool {
+        let key = (caller, object, origin.clone());
+        caller.is_some() && (self.given.get(&key).is_some_and(|grant| grant.end > now) || self.asked.contains_key(&key))
     }
 
     /// Takes the registry's answer; returns the readers that waited for it, and whether they may.
@@ -99,11 +102,6 @@ impl Grants {
             }
         };
         (waiting, may)
-    }
-
-    /// The registry refused a token that it had accepted.
-    pub(super) fn doubt(&mut self, caller: [u8; 32], object: Object, origin: &Origin) {
-        self.given.remove(&(Some(caller), object, origin.clone()));
     }
 
     /// Forgets a reader that is gone.
@@ -166,7 +164,20 @@ mod tests {
         let place: Origin = "r/x".into();
         grants.checked(None, THING, &place, Verdict::Granted, at(0), TERMS);
         assert_eq!(grants.want(Want(1), Some([1; 32]), THING, &place, at(3599)), Known::Granted);
-        assert!(!grants.accepted(None, THING, &place, at(1)), "there is no token to read with");
+        assert!(!grants.reads(None, THING, &place, at(1)), "there is no token to read with");
+    }
+
+    #[test]
+    fn a_token_is_read_with_until_the_registry_refuses_it() {
+        let mut grants = Grants::default();
+        let (place, elsewhere): (Origin, Origin) = ("r/x".into(), "q/x".into());
+        let ann = Some([1; 32]);
+        assert!(!grants.reads(ann, THING, &place, at(0)));
+        grants.want(Want(1), ann, THING, &place, at(0));
+        assert!(grants.reads(ann, THING, &place, at(0)), "to read is to ask");
+        assert!(!grants.reads(ann, THING, &elsewhere, at(0)), "a token is for one place");
+        grants.checked(ann, THING, &place, Verdict::Denied, at(0), TERMS);
+        assert!(!grants.reads(ann, THING, &place, at(0)));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use super::{Swarm, Timer};
 #[derive(Debug, Default)]
 pub(super) struct Tombs(BTreeMap<Object, Time>);
 
-/// How long it is forgotten everywhere: longer than any node is likely to be away.
-const TOMB: Duration = Duration::from_secs(24 * 3600);
+/// How long it is forgotten everywhere at most: longer than any node is likely to be away.
+pub const TOMB: Duration = Duration::from_secs(24 * 3600);
 /// How often the departure of a file is tried while it is being sent.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -80,10 +80,7 @@ impl Swarm {
         self.out.push(Output::Unlink { object });
     }
 
-    pub(super) fn forget(&mut self, object: Object) {
-        self.bury_object(object, TOMB);
-    }
-
+    /// Forgets an object for a while, and tells everybody to.
     pub(super) fn bury_object(&mut self, object: Object, lasts: Duration) {
         let until = self.now + lasts.min(TOMB);
         if self.tombs.has(&object, self.now) || self.tombs.0.len() >= MOST_OBJECTS {

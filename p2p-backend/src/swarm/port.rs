@@ -62,8 +62,18 @@ pub enum Order {
 pub enum Credential {
     /// Anonymously, or with what this node's configuration has for the registry.
     Own,
-    /// With the token of this local caller, whom the registry let in.
+    /// With the token of this local caller: the registry let it in, or says so now.
     Caller([u8; 32]),
+}
+
+impl Credential {
+    /// Returns whose right it is.
+    pub(super) fn caller(self) -> Caller {
+        match self {
+            Self::Own => None,
+            Self::Caller(caller) => Some(caller),
+        }
+    }
 }
 
 /// How a request to a peer ended.
@@ -133,7 +143,7 @@ pub enum Input {
         /// Which.
         want: Want,
     },
-    /// What the registry said to an [`Output::Check`].
+    /// What the registry said to an [`Output::Check`]. What it says to an [`Output::Read`] with the same right is said by that.
     Checked {
         /// Whose right.
         caller: Caller,
@@ -168,6 +178,13 @@ pub enum Input {
         /// Which.
         piece: u32,
     },
+    /// The size of an object has become known.
+    Sized {
+        /// Which.
+        object: Object,
+        /// In bytes, as stored.
+        size: u64,
+    },
     /// All pieces are there, and the whole matches its digest.
     Sealed {
         /// Which.
@@ -184,6 +201,8 @@ pub enum Input {
     Forget {
         /// Which.
         object: Object,
+        /// For how long, a day at most.
+        lasts: Duration,
     },
     /// This node is to leave: nothing new is begun for others, and everybody is told.
     Drain,
@@ -416,7 +435,8 @@ pub enum Output {
         /// Which.
         reading: Reading,
     },
-    /// Ask the registry whether this caller may have this object, beside all else, and feed [`Input::Checked`].
+    /// Ask the registry whether this caller may have this object, beside all else, and feed [`Input::Checked`]; not needed if an
+    /// [`Output::Read`] with the same right is answered first.
     Check {
         /// Who.
         caller: Caller,

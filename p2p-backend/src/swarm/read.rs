@@ -8,7 +8,7 @@ use super::blob::Via;
 use super::grid::{GROUP, Object, PIECE, group_of};
 use super::members::Peer;
 use super::message::{Origin, Sum};
-use super::port::{Credential, Event, Failure, Output, ReadEnd, Reading};
+use super::port::{Credential, Event, Failure, Output, ReadEnd, Reading, Verdict};
 use super::time::Time;
 use super::{Swarm, Timer};
 
@@ -16,6 +16,7 @@ use super::{Swarm, Timer};
 #[derive(Debug)]
 struct Run {
     object: Object,
+    origin: Origin,
     /// What is still to come.
     pieces: Range<u32>,
     credential: Credential,
@@ -94,7 +95,7 @@ impl Register {
 
 impl Swarm {
     /// Reads a piece, and those behind it in its group that need the same.
-    pub(super) fn read(&mut self, object: Object, piece: u32, credential: Credential) {
+    pub(super) fn read(&mut self, object: Object, piece: u32, origin: Origin, credential: Credential) {
         let Some(blob) = self.blobs.get(&object) else { return };
         let Some(first) = blob.fetches.get(&piece) else { return };
         let joins = |other: u32| {
@@ -111,10 +112,11 @@ impl Swarm {
         };
         let last = (group_of(piece) + 1) * GROUP;
         let end = (piece + 1..last).find(|other| joins(*other).is_none()).unwrap_or(last);
-        let (size, origin) = (blob.size, blob.origin.clone());
+        let size = blob.size;
         let offset = if first.pure && !first.mixed { first.got } else { 0 };
         let reading = Reading(self.number());
-        self.register.runs.insert(reading, Run { object, pieces: piece..end, credential, flowing: None });
+        let run = Run { object, origin: origin.clone(), pieces: piece..end, credential, flowing: None };
+        self.register.runs.insert(reading, run);
         if let Some(blob) = self.blobs.get_mut(&object) {
             for piece in piece..end {
                 blob.assign(piece, Via::Read(reading));
@@ -156,6 +158,10 @@ impl Swarm {
         let object = run.object;
         let begins = run.flowing != Some(piece);
         run.flowing = Some(piece);
+        if begins {
+            let (credential, origin) = (run.credential, run.origin.clone());
+            self.checked(credential.caller(), object, &origin, Verdict::Granted);
+        }
         let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) else { return };
         fetch.progress = now;
         (fetch.got, fetch.pure) = (got, true);
@@ -198,7 +204,7 @@ impl Swarm {
         }
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&object) else { return };
-        let origin = blob.origin.clone();
+        let origin = run.origin;
         let mut failures = 0;
         let mut hopeless = Vec::new();
         for piece in run.pieces.clone() {
@@ -216,11 +222,12 @@ impl Swarm {
         }
         match end {
             ReadEnd::Finished => {}
-            ReadEnd::Denied => match run.credential {
-                Credential::Own => blob.denied = Some(now + DENIED),
-                // A token that was good a moment ago is not any more: it is asked about before it is used again.
-                Credential::Caller(caller) => self.grants.doubt(caller, object, &origin),
-            },
+            ReadEnd::Denied => {
+                if run.credential == Credential::Own {
+                    blob.denied = Some(now + DENIED);
+                }
+                self.checked(run.credential.caller(), object, &origin, Verdict::Denied);
+            }
             ReadEnd::Later(wait) => self.register.rest(&origin, now + wait.min(LONGEST_REST)),
             ReadEnd::Failed => self.register.rest(&origin, now + FAILED * (1 << failures.min(3)) / 2),
         }

@@ -39,14 +39,20 @@ impl Swarm {
         }
         let blob = self.blob(object, size, &origin);
         blob.withdrawn = None;
+        if let Some(size) = size {
+            self.sized(object, size);
+        }
         match self.grants.want(want, reader.caller, object, &origin, self.now) {
             Known::Granted => self.out.push(Output::Grant { want }),
             Known::Ask => self.out.push(Output::Check { caller: reader.caller, object, origin: origin.clone() }),
             Known::Asked => {}
         }
         self.wants.insert(want, Wanted { object, pieces: pieces.clone(), reader, origin });
-        // In proof mode a part of an object has no proof but the registry's own bytes.
-        let whole = self.blobs.get(&object).and_then(|blob| blob.pieces()).is_some_and(|all| pieces == (0..all));
+        // In proof mode a part of an object has no proof but the registry's own bytes. Of what is whole soon, its digest is.
+        let whole = self.blobs.get(&object).is_some_and(|blob| {
+            let coming = |piece| pieces.contains(&piece) || blob.have.has(piece) || blob.fetches.contains_key(&piece);
+            blob.pieces().is_some_and(|all| (0..all).all(coming))
+        });
         let unproved = self.config.trust == Trust::Proof && !reader.verifies && !whole;
         for piece in pieces {
             let here = self.blobs.get(&object).is_some_and(|blob| blob.have.has(piece));
@@ -116,14 +122,25 @@ impl Swarm {
         self.dirty.insert(object);
     }
 
-    /// Returns the token of a caller here with which the registry lets us read `piece`.
-    pub(super) fn token_for(&self, object: Object, piece: u32) -> Option<[u8; 32]> {
+    /// Returns the token of a caller here with which the registry may be read for `piece`, and where: it goes nowhere else.
+    pub(super) fn token_for(&self, object: Object, piece: u32) -> Option<([u8; 32], Origin)> {
         let fetch = self.blobs.get(&object)?.fetches.get(&piece)?;
         fetch.wants.iter().find_map(|want| {
             let wanted = self.wants.get(want)?;
-            let accepted = self.grants.accepted(wanted.reader.caller, object, &wanted.origin, self.now);
-            wanted.reader.caller.filter(|_| accepted)
+            let reads = self.grants.reads(wanted.reader.caller, object, &wanted.origin, self.now);
+            wanted.reader.caller.filter(|_| reads).map(|caller| (caller, wanted.origin.clone()))
         })
+    }
+
+    /// The size of an object is known now: what was wanted behind its end is not there.
+    pub(super) fn sized(&mut self, object: Object, size: u64) {
+        let Some(blob) = self.blobs.get_mut(&object) else { return };
+        blob.size = blob.size.or(Some(size));
+        let Some(pieces) = blob.pieces() else { return };
+        let behind: Vec<u32> = blob.fetches.range(pieces..).map(|(piece, _)| *piece).collect();
+        for piece in behind {
+            self.give_up(object, piece);
+        }
     }
 
     pub(super) fn restored(&mut self, object: Object, size: Option<u64>, pieces: Vec<(u32, Vouch)>, sealed: bool) {
