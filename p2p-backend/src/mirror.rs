@@ -9,6 +9,7 @@
 mod allow;
 mod answer;
 pub mod config;
+mod control;
 mod driver;
 mod fetch;
 mod filling;
@@ -18,6 +19,7 @@ mod listener;
 mod manifests;
 mod map;
 mod metrics;
+mod pace;
 mod pieces;
 mod quota;
 mod range;
@@ -48,12 +50,14 @@ pub use quota::StoreError;
 pub use upstream::PrepareError;
 
 use allow::Rights;
+use control::Control;
 use driver::Driver;
 use fetch::Fetcher;
 use health::Health;
 use ledger::Ledger;
 use listener::Impatient;
 use metrics::Metrics;
+use pace::Limits;
 use quota::Store;
 use request::Reception;
 use server::Server;
@@ -84,6 +88,11 @@ pub enum MirrorError {
     /// It cannot be a node among others.
     #[error("cannot start the swarm: {0}")]
     Node(#[from] NodeError),
+    /// The operator cannot speak to it.
+    #[error(
+        "cannot listen on the operator's socket control.sock in data_dir: {0}; check the directory's owner, its disk, and that its path is shorter than 90 bytes"
+    )]
+    Control(std::io::Error),
     /// There is no randomness.
     #[error("cannot read /dev/urandom: {0}")]
     Random(std::io::Error),
@@ -99,7 +108,7 @@ pub struct Mirror {
     drain: Duration,
     stall: Duration,
     ledger: Ledger,
-    swarm: Option<(Arc<Driver>, Bound)>,
+    swarm: Option<(Arc<Driver>, Bound, Control)>,
 }
 
 impl Mirror {
@@ -123,10 +132,13 @@ impl Mirror {
                 let bound = Bound::bind(section.clone(), &config.data_dir).await?;
                 let registries = config.registries.iter().map(|registry| registry.name.clone()).collect();
                 let decisions = section.decisions(registries);
-                let driver = Driver::new(bound.identity(), decisions, store.clone(), fetcher.clone(), stop.clone());
+                let limits = Limits::new(section);
+                let driver =
+                    Driver::new(bound.identity(), decisions, store.clone(), fetcher.clone(), limits, stop.clone());
                 // From here on pieces are got by its decisions.
                 drop(fetcher.driver.set(Arc::downgrade(&driver)));
-                Some((driver, bound))
+                let control = Control::bind(&config.data_dir).map_err(MirrorError::Control)?;
+                Some((driver, bound, control))
             }
             None => None,
         };
@@ -169,22 +181,23 @@ impl Mirror {
 
     /// Returns where members of the swarm reach this node, if it is one.
     pub fn swarm_address(&self) -> Option<SocketAddr> {
-        self.swarm.as_ref().map(|(_, bound)| bound.address())
+        self.swarm.as_ref().map(|(_, bound, _)| bound.address())
     }
 
     /// Answers requests until `quit`; then finishes those under way, for a limited time.
     pub async fn run(mut self, quit: CancellationToken) {
+        let mut control = None;
         let driver = match self.swarm.take() {
-            Some((driver, bound)) => match bound.start(driver.clone()) {
-                Ok(node) => {
-                    driver.attach(node).await;
-                    Some(driver)
+            Some((driver, bound, socket)) => {
+                match bound.start(driver.clone()) {
+                    Ok(node) => driver.attach(node).await,
+                    Err(error) => {
+                        tracing::error!(%error, "could not start the swarm; this node reads the registries by itself");
+                    }
                 }
-                Err(error) => {
-                    tracing::error!(%error, "could not start the swarm; this node reads the registries by itself");
-                    Some(driver)
-                }
-            },
+                control = Some(tokio::spawn(socket.run(driver.clone())));
+                Some(driver)
+            }
             None => None,
         };
         let [mirror, healthy, numbers] = self.listeners;
@@ -232,6 +245,9 @@ impl Mirror {
             () = quit.cancelled() => {}
             () = keeping => {}
         }
+        if let Some(control) = control {
+            control.abort();
+        }
         if let Some(driver) = &driver {
             driver.leave(self.drain).await;
         }
@@ -246,6 +262,31 @@ impl Mirror {
         }
         self.server.fetcher.finish().await;
         self.server.keep_rights(&self.ledger).await;
+    }
+}
+
+/// Reads any bytes as the head of a caller's request: for fuzzing, and for nothing else.
+#[doc(hidden)]
+pub fn read_head(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.split("\r\n");
+    let Some((method, uri)) = lines.next().and_then(|line| line.split_once(' ')) else { return };
+    let (Ok(method), Ok(uri)) = (method.parse(), uri.parse()) else { return };
+    let header = |line: &str| -> Option<(http::HeaderName, http::HeaderValue)> {
+        let (name, value) = line.split_once(':')?;
+        Some((name.parse().ok()?, value.trim().parse().ok()?))
+    };
+    let headers = lines.filter_map(header).collect();
+    let reception =
+        Reception { registries: vec!["docker.io".into()], default_registry: Some("docker.io".into()), id: "me".into() };
+    if let Ok(ask) = reception.read(&method, &uri, &headers) {
+        assert!(ask.registry.is_none_or(|registry| registry == "docker.io"), "a registry that is not configured");
+    }
+    let range = headers.get(http::header::RANGE).and_then(|range| range.to_str().ok());
+    for size in [0, 1, 1 << 20, u64::MAX] {
+        if let range::Wanted::Part(part) = range::Wanted::of(range, size) {
+            assert!(part.start < part.end && part.end <= size, "bytes that are not there");
+        }
     }
 }
 

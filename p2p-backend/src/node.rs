@@ -4,6 +4,8 @@
 //! the peers' names (`tls`), then a `proof` that both ends know the cluster [`key`]. `joining` makes a node a member, `members` keeps
 //! the list of them, `server` answers what they ask ([`Ear`]), [`Node::ask`] asks them, on connections that are kept (`pool`), and `gossip` tells everybody.
 
+#[doc(hidden)]
+pub mod anything;
 mod config;
 mod discovery;
 mod gossip;
@@ -17,6 +19,7 @@ pub mod peer;
 mod pool;
 mod proof;
 mod records;
+mod remembered;
 mod sealed;
 mod seldom;
 mod server;
@@ -54,6 +57,7 @@ use link::Linker;
 use member::{Member, Standing};
 use members::{Members, Start};
 use pool::Pool;
+use remembered::Remembered;
 use sealed::{Opener, Sealer};
 use seldom::Seldom;
 use server::Server;
@@ -98,6 +102,7 @@ pub enum NodeError {
 pub struct Bound {
     config: Config,
     identity: Arc<Identity>,
+    remembered: Remembered,
     keys: ClusterKeys,
     tls: Option<Tls>,
     listener: TcpListener,
@@ -121,8 +126,11 @@ impl Bound {
     /// Takes up the identity in `data_dir`, reads the key, and opens the sockets.
     pub async fn bind(config: Config, data_dir: &Path) -> Result<Self, NodeError> {
         let (dir, key_file) = (data_dir.to_owned(), config.cluster_key_file.clone());
-        let read = move || Ok::<_, NodeError>((Identity::take_up(&dir)?, ClusterKeys::read(&key_file)?));
-        let (identity, keys) = match tokio::task::spawn_blocking(read).await {
+        let read = move || {
+            let identity = Identity::take_up(&dir)?;
+            Ok::<_, NodeError>((identity, ClusterKeys::read(&key_file)?, Remembered::read(&dir)))
+        };
+        let (identity, keys, remembered) = match tokio::task::spawn_blocking(read).await {
             Ok(read) => read?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
@@ -133,10 +141,10 @@ impl Bound {
         let address = listener.local_addr().map_err(failed("TCP"))?;
         let socket = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
         let address = config.gossip_listen;
-        let bound = gossip::Bound::bind(&identity, address).await;
+        let bound = gossip::Bound::bind(&identity, &config.zone, address).await;
         let gossip = bound.map_err(|source| NodeError::Gossip { address, source })?;
         let tls = if config.tls { Some(Tls::new(&identity)?) } else { None };
-        Ok(Self { config, identity: Arc::new(identity), keys, tls, listener, socket, gossip })
+        Ok(Self { config, identity: Arc::new(identity), remembered, keys, tls, listener, socket, gossip })
     }
 
     /// Returns who it is.
@@ -151,7 +159,7 @@ impl Bound {
 
     /// Begins to look for others and to answer them through `ear`.
     pub fn start(self, ear: Arc<dyn Ear>) -> Result<Node, NodeError> {
-        let Self { config, identity, keys, tls, listener, socket, gossip } = self;
+        let Self { config, identity, remembered, keys, tls, listener, socket, gossip } = self;
         let port = listener.local_addr().map_or(config.listen.port(), |address| address.port());
         let mut address = config.advertise.unwrap_or(SocketAddr::new(config.listen.ip(), port));
         if address.ip().is_unspecified() {
@@ -166,7 +174,8 @@ impl Bound {
         let pool = Pool::new(linker.clone());
         let joining = Joining {
             me: identity.peer(),
-            discovery: Discovery { seeds: config.seeds },
+            discovery: Discovery::new(config.seeds),
+            remembered,
             pool: pool.clone(),
             members: members.clone(),
             advertised: config.advertise.is_some() || !config.listen.ip().is_unspecified(),
@@ -184,6 +193,7 @@ impl Bound {
             ear,
             troubles: Mutex::default(),
             guests: Mutex::default(),
+            strangers: Mutex::default(),
         });
         let serving = tokio::spawn(server.run(listener, quit.clone()));
         let joining = tokio::spawn(joining.run());

@@ -368,6 +368,10 @@ mod tests {
             "uploads_per_piece",
             "uploads",
             "prefetch_rate",
+            "upload_rate",
+            "download_rate",
+            "source_rate",
+            "trust",
             "hedge",
             "silence",
             "alone",
@@ -411,6 +415,8 @@ mod tests {
             ("hedge = \"2s\"", "swarm.hedge"),
             ("silence = \"11m\"", "swarm.silence"),
             ("zone = \"a b\"", "swarm.zone"),
+            ("upload_rate = \"1KiB\"", "swarm.upload_rate"),
+            ("trust = \"nobody\"", "proof"),
             ("hedgee = \"2s\"", "hedge"),
         ] {
             let text = told(&format!("[swarm]\n{line}"));

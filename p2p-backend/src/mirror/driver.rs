@@ -2,24 +2,27 @@
 //!
 //! Whatever happens is told to [`Swarm::step`] under one lock, and what it wants done is begun there in order; nothing in here
 //! waits. What takes time is a task that tells of its end: `asking` (a request to a member), `answering` (a member's request to
-//! us), `reading` (a request to the registry). The pieces on their way are `flights`, and who vouches for those that are here is kept
-//! by `vouches`. There are no opinions in here: who is asked, believed or refused is decided in [`swarm`](crate::swarm).
+//! us), `reading` (a request to the registry), `admitting` (a question about a caller's right). The pieces on their way are `flights`,
+//! and who vouches for those that are here is kept by `vouches`. There are no opinions in here: who is asked, believed or refused is decided in [`swarm`](crate::swarm).
 
+mod admitting;
 mod answering;
 mod asking;
+mod belief;
 mod flights;
 mod overview;
 mod reading;
+mod tombs;
 mod view;
 mod vouches;
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use nydus_rafs::Digest;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,18 +30,26 @@ use tokio_util::task::TaskTracker;
 use super::fetch::{Errand, Fetcher};
 use super::filling::{Filling, Interest, Launch};
 use super::metrics::Decided;
+use super::pace::Limits;
 use super::pieces::{Claim, Giver};
 use super::quota::{Pin, Store};
 use super::upstream::UpstreamError;
 use crate::node::{self, Node};
+use crate::swarm::config::Trust;
+use crate::swarm::grid::Pieces;
 use crate::swarm::message::{Origin, Urgency};
-use crate::swarm::port::{Event, Exchange, Failure, Inbound, Input, Order, Output, Reader, Reading, Verdict, Want};
+use crate::swarm::port::{Event, Exchange, Failure, Inbound, Input, Order, Output, Reader, Reading, Want};
 use crate::swarm::wire::Message as _;
 use crate::swarm::{Config, Object, Peer, Swarm, Time};
+use admitting::Admission;
 use answering::Saying;
+use asking::Arrived;
 use flights::{Flights, Owner};
+use tombs::Tombs;
 use vouches::Vouches;
 
+/// How long news may take.
+const NEWS: std::time::Duration = std::time::Duration::from_secs(3);
 /// How often it is looked whether the cache is nearly full.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -53,6 +64,12 @@ pub(super) struct Driver {
     store: Arc<Store>,
     fetcher: Arc<Fetcher>,
     vouches: Vouches,
+    limits: Limits,
+    tombs: Tombs,
+    /// What is enough for readers that do not verify.
+    trust: Trust,
+    /// Told when more may be given to them.
+    believed: Notify,
     node: OnceLock<Node>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -70,6 +87,10 @@ struct Mind {
     asking: HashMap<Exchange, asking::Asking>,
     answering: HashMap<Inbound, Saying>,
     reading: HashMap<Reading, reading::Read>,
+    /// Pieces behind which there is more than a member's word; kept only where that is asked for.
+    proved: HashMap<Digest, Pieces>,
+    /// Pieces from members whose blob has no known size yet.
+    early: HashMap<(Digest, u32), Arrived>,
     /// What the registry last said about an object that could not be had.
     errors: HashMap<Digest, Arc<UpstreamError>>,
 }
@@ -77,8 +98,14 @@ struct Mind {
 /// What a local reader wants.
 #[derive(Debug)]
 struct Wanted {
-    pin: Pin,
+    digest: Digest,
     errand: Arc<Errand>,
+    /// Through which it hears whether it may.
+    admission: Option<oneshot::Sender<Admission>>,
+    /// It may.
+    admitted: bool,
+    /// What was said of the blob's size since.
+    size: Option<u64>,
 }
 
 impl Driver {
@@ -88,12 +115,16 @@ impl Driver {
         config: Config,
         store: Arc<Store>,
         fetcher: Arc<Fetcher>,
+        limits: Limits,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let trust = config.trust;
         let seed = u64::from_le_bytes(identity.peer().0[..8].try_into().expect("eight of 32 bytes"));
         let seed = seed ^ u64::from(identity.boot());
         let swarm = Swarm::new(identity.peer(), identity.generation(), config, seed, Time(0));
         let vouches = Vouches::new(store.dir());
+        // Beside the blobs: among them it would be a stray file.
+        let tombs = Tombs::new(store.dir().parent().unwrap_or(store.dir()));
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             mind: Mutex::new(Mind {
@@ -105,6 +136,8 @@ impl Driver {
                 asking: HashMap::new(),
                 answering: HashMap::new(),
                 reading: HashMap::new(),
+                proved: HashMap::new(),
+                early: HashMap::new(),
                 errors: HashMap::new(),
             }),
             sooner: Notify::new(),
@@ -112,6 +145,10 @@ impl Driver {
             store,
             fetcher,
             vouches,
+            limits,
+            tombs,
+            trust,
+            believed: Notify::new(),
             node: OnceLock::new(),
             tasks: TaskTracker::new(),
             stop,
@@ -125,6 +162,9 @@ impl Driver {
         let restoring = tokio::task::spawn_blocking(move || {
             for input in driver.vouches.restore(&driver.store, &identity) {
                 driver.feed(input);
+            }
+            for (object, lasts) in driver.tombs.read(SystemTime::now()) {
+                driver.bury(object, lasts);
             }
         });
         // A part of the cache that cannot be told of is fetched again.
@@ -172,6 +212,9 @@ impl Driver {
         let before = mind.swarm.wake();
         mind.inputs.extend(inputs);
         while let Some(input) = mind.inputs.pop_front() {
+            if let Input::Lost { object, piece } = &input {
+                mind.doubt(&object.0, *piece);
+            }
             let outputs = mind.swarm.step(self.now(), input);
             for output in outputs {
                 own.carry_out(mind, output);
@@ -238,11 +281,11 @@ impl Driver {
                     for piece in pieces.iter() {
                         pin.drop_piece(u64::from(piece));
                         self.vouches.forget(&object.0, piece);
+                        mind.doubt(&object.0, piece);
                     }
                 }
             }
-            // With `trust = "members"` a piece that is kept is one to be given.
-            Output::Trust { .. } => {}
+            Output::Trust { object, pieces } => self.believe(mind, object.0, &pieces),
             Output::Answer { inbound, frame } => {
                 if let Some(saying) = mind.answering.get(&inbound) {
                     saying.frame(&frame);
@@ -267,29 +310,35 @@ impl Driver {
                     mind.flights.give_back(Owner::Reading(reading), |_, _| None);
                 }
             }
-            // The server lets a reader in before the reader wants anything.
-            Output::Check { caller, object, origin } => {
-                mind.inputs.push_back(Input::Checked { caller, object, origin, verdict: Verdict::Granted });
+            Output::Check { caller, object, origin } => self.check(mind, caller, object, origin),
+            Output::Grant { want } => {
+                let Some(wanted) = mind.wants.get(&want) else { return };
+                let size = wanted.size.or_else(|| self.store.held(&wanted.digest).map(|pin| pin.size()));
+                mind.admit(want, Ok(size));
             }
-            Output::Grant { .. } => {}
             Output::Fail { want, pieces, why } => {
                 let Some(wanted) = mind.wants.get(&want) else { return };
-                let digest = wanted.pin.digest();
+                let digest = wanted.digest;
                 let told = mind.errors.get(&digest).filter(|_| why != Failure::Forgotten).cloned();
                 let error = told.unwrap_or_else(|| Arc::new(failure(why)));
+                if matches!(why, Failure::Denied | Failure::Unproved | Failure::Forgotten) {
+                    mind.admit(want, Err(error.clone()));
+                }
                 for piece in pieces.iter() {
-                    mind.flights.fail(&digest, piece, &error);
+                    mind.flights.fail(&digest, piece, Owner::Want(want), &error);
                 }
             }
             Output::Report { to, report } => self.report(to, report),
             Output::Gossip { summary } => {
+                self.keep_tombs(&summary.forgotten);
                 if let Some(node) = self.node() {
                     node.gossip(summary.encode().into());
                 }
             }
             Output::Unlink { object } => {
-                self.store.unlink(&object.0);
+                self.unlink(object.0);
                 self.vouches.forget_all(&object.0);
+                mind.proved.remove(&object.0);
             }
             Output::Drained => self.drained.notify_one(),
             Output::Quarantine { peer, blame, object, piece } => {
@@ -334,7 +383,9 @@ impl Driver {
         for claim in claims {
             mind.flights.board(&pin.digest(), claim, Owner::Want(want));
         }
-        mind.wants.insert(want, Wanted { pin: pin.clone(), errand: errand.clone() });
+        let wanted =
+            Wanted { digest: pin.digest(), errand: errand.clone(), admission: None, admitted: true, size: None };
+        mind.wants.insert(want, wanted);
         // What is absent here is lost, whatever was believed; but a piece that did not verify was somebody's lie.
         let lost = pieces.clone().filter(|_| !errand.no_peer).map(|piece| Input::Lost { object, piece });
         let reader = Reader { caller: errand.caller, verifies: errand.verifies, no_peer: errand.no_peer };
@@ -375,27 +426,38 @@ impl Driver {
     /// Keeps a piece that has come.
     fn keep(self: &Arc<Self>, mind: &mut Mind, from: Option<Exchange>, object: Object, piece: u32) {
         let digest = object.0;
-        let (giver, vouched, bytes) = match from {
-            None => (Giver::Registry, None, None),
+        let arrived = match from {
+            None => None,
             Some(exchange) => {
-                let arrived = mind.asking.get_mut(&exchange).and_then(|asking| asking.take(piece).zip(Some(asking.to)));
-                let Some((arrived, to)) = arrived else {
+                let Some(arrived) = mind.asking.get_mut(&exchange).and_then(|asking| asking.take(piece)) else {
                     mind.inputs.push_back(Input::Lost { object, piece });
                     return;
                 };
-                (Giver::Peer(to), Some(arrived.vouched), Some(arrived.bytes))
+                Some(arrived)
             }
         };
+        let Some(pin) = self.store.held(&digest) else {
+            if !arrived.is_some_and(|arrived| mind.keep_early(digest, piece, arrived)) {
+                mind.inputs.push_back(Input::Lost { object, piece });
+            }
+            return;
+        };
+        self.keep_in(mind, &pin, piece, arrived);
+    }
+
+    /// Keeps a piece of a blob: what has arrived from a member, or what has come from the registry.
+    fn keep_in(self: &Arc<Self>, mind: &mut Mind, pin: &Pin, piece: u32, arrived: Option<Arrived>) {
+        let digest = pin.digest();
+        let object = Object(digest);
         let claim = mind.flights.land(&digest, piece).or_else(|| {
             // Fetched for others: nobody here has claimed it.
-            let pin = self.store.held(&digest)?;
             let launch = Launch::new([0; 32], true);
             pin.blob().claim(u64::from(piece)..u64::from(piece) + 1, &launch).0.pop()
         });
         // It is here already, from a time before the swarm knew of it.
         let Some(claim) = claim else { return };
-        let whole = match &bytes {
-            Some(bytes) => claim.filling().complete(bytes),
+        let whole = match &arrived {
+            Some(arrived) => claim.filling().complete(&arrived.bytes),
             None => claim.filling().missing() == 0,
         };
         if !whole {
@@ -404,11 +466,13 @@ impl Driver {
             mind.inputs.push_back(Input::Wrong { object, pieces: std::iter::once(piece).collect() });
             return;
         }
-        if let Some(vouched) = vouched {
-            self.vouches.note(&digest, piece, vouched);
+        let mut giver = Giver::Registry;
+        if let Some(arrived) = arrived {
+            giver = Giver::Peer(arrived.from);
+            self.vouches.note(&digest, piece, arrived.vouched);
             self.fetcher.metrics.count_peers(claim.filling().got());
         }
-        let (own, Some(pin)) = (self.clone(), self.store.held(&digest)) else { return };
+        let (own, pin) = (self.clone(), pin.clone());
         self.tasks.spawn_blocking(move || {
             if !own.fetcher.commit_now(&pin, claim, giver) {
                 own.feed(Input::Lost { object, piece });
@@ -443,10 +507,19 @@ impl Driver {
         self.spawn(async move {
             let Some(node) = own.node() else { return };
             let Some(member) = view::find(&node.table(), &to) else { return };
-            if let Err(error) = node.report(&member, report.encode().into()).await {
-                tracing::debug!(%to, %error, "news did not arrive");
+            // On a connection that a cut has swallowed the next ones would wait as long as TCP does.
+            match tokio::time::timeout(NEWS, node.report(&member, report.encode().into())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%to, %error, "news did not arrive"),
+                Err(_) => tracing::debug!(%to, limit = ?NEWS, "news was not acknowledged"),
             }
         });
+    }
+
+    /// Has a blob forgotten here and everywhere, for as long as may be.
+    pub(super) fn forget(&self, digest: Digest) {
+        tracing::warn!(digest = %format_args!("sha256:{digest}"), "the operator has a blob forgotten by all members, for a day");
+        self.bury(Object(digest), crate::swarm::leave::TOMB);
     }
 
     /// Leaves the cluster: withdraws what is here, lets what is being sent end, for at most `limit`.

@@ -335,7 +335,6 @@ impl Blob {
     }
 
     /// Whether the whole was compared with its name.
-    #[cfg(test)]
     pub(super) fn proved(&self) -> bool {
         self.state().proof == Proof::Done
     }

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
+use super::driver::Driver;
 use super::fetch::{Errand, Fetcher, WINDOW};
 use super::filling::{End, Interest, Step};
 use super::metrics::Of;
@@ -36,6 +37,10 @@ pub(super) struct Reader {
     /// Pieces below it were dropped already for a caller that wants the registry's own bytes.
     cleaned: u64,
     tries: u32,
+    /// Who knows what is proved, where this reader is given nothing else.
+    prover: Option<Arc<Driver>>,
+    /// It wants all of the blob, which proves itself in the end.
+    whole: bool,
 }
 
 impl Reader {
@@ -52,7 +57,10 @@ impl Reader {
         let pieces = at / PIECE..end.div_ceil(PIECE);
         let held: BTreeMap<u64, Interest> = held.into_iter().filter(|(piece, _)| pieces.contains(piece)).collect();
         let cleaned = held.keys().last().map_or(pieces.start, |last| last + 1);
-        Self { fetcher, pin, errand, at, end, held, looked: None, cleaned, tries: 0 }
+        let driver = fetcher.driver.get().and_then(Weak::upgrade);
+        let prover = driver.filter(|driver| driver.wants_proof() && !errand.verifies);
+        let whole = at == 0 && end == pin.size();
+        Self { fetcher, pin, errand, at, end, held, looked: None, cleaned, tries: 0, prover, whole }
     }
 
     /// Returns how many bytes are still to come.
@@ -67,9 +75,11 @@ impl Reader {
             if self.looked != Some(piece) {
                 self.look_ahead(piece).await?;
             }
-            let start = self.pin.extent(piece).start;
+            let extent = self.pin.extent(piece);
+            // What is not proved is waited for to its end.
+            let from = if self.prover.is_some() { extent.end } else { self.at } - extent.start;
             let got = match self.held.get_mut(&piece) {
-                Some(interest) => match interest.after(self.at - start).await {
+                Some(interest) => match interest.after(from).await {
                     Step::Bytes(bytes) => Some(bytes),
                     Step::End(end) => {
                         let other = interest.launch().key != self.errand.key;
@@ -87,6 +97,10 @@ impl Reader {
                 },
                 None => None,
             };
+            if got.is_none() && !self.proved(piece).await {
+                self.again()?;
+                continue;
+            }
             let got = match got {
                 Some(bytes) => Some(bytes),
                 None => self.read(piece).await,
@@ -113,6 +127,15 @@ impl Reader {
         }
         let reason = format!("piece {} could not be had in {TRIES} tries", self.at / PIECE);
         Err(Arc::new(UpstreamError::Odd { by: self.errand.registry.clone(), reason }))
+    }
+
+    /// Whether a piece that is here may be given to this reader, who may have to wait for that.
+    async fn proved(&self, piece: u64) -> bool {
+        match &self.prover {
+            None => true,
+            Some(driver) if self.whole => driver.believed(&self.pin, piece).await,
+            Some(driver) => driver.believes(&self.pin, piece),
+        }
     }
 
     async fn read(&self, piece: u64) -> Option<Bytes> {
@@ -151,6 +174,10 @@ impl Reader {
                 Look::Ready if self.must_clean(next) => {
                     self.pin.drop_piece(next);
                 }
+                // A member's word for it is not enough, and nothing else will come: the registry's own bytes will do.
+                Look::Ready if self.must_prove(next) => {
+                    self.pin.drop_piece(next);
+                }
                 Look::Ready => next += 1,
                 Look::Filling(mut interest) => {
                     let at_registry = interest.launch().at_registry.load(Ordering::Relaxed);
@@ -178,9 +205,9 @@ impl Reader {
                 Look::Absent if next > piece + WINDOW / 2 => break,
                 Look::Absent => {
                     let last = (self.end - 1) / PIECE + 1;
-                    for (number, interest) in
-                        self.fetcher.launch(&self.pin, &self.errand, next..(next + WINDOW).min(last))
-                    {
+                    // What has to be whole to be proved is asked for as a whole.
+                    let until = if self.prover.is_some() && self.whole { last } else { (next + WINDOW).min(last) };
+                    for (number, interest) in self.fetcher.launch(&self.pin, &self.errand, next..until) {
                         self.cleaned = self.cleaned.max(number + 1);
                         self.held.insert(number, interest);
                     }
@@ -189,6 +216,10 @@ impl Reader {
         }
         self.looked = Some(piece);
         Ok(())
+    }
+
+    fn must_prove(&self, piece: u64) -> bool {
+        self.prover.as_ref().is_some_and(|driver| !self.whole && !driver.believes(&self.pin, piece))
     }
 
     fn must_clean(&self, piece: u64) -> bool {

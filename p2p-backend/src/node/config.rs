@@ -8,8 +8,12 @@ use serde::{Deserialize, Deserializer};
 
 use crate::quantity::{size, span};
 use crate::swarm;
+use crate::swarm::config::Trust;
 
 use super::member::MOST_ZONE;
+
+/// With less, members would take us for dead.
+const LEAST_RATE: u64 = 64 << 10;
 
 /// The section. Where it is missing there is no swarm.
 #[derive(Debug, Clone, Deserialize)]
@@ -41,6 +45,18 @@ pub struct Config {
     /// Bytes per second that prefetch may read from registries on this node; zero is no limit.
     #[serde(deserialize_with = "size")]
     pub prefetch_rate: u64,
+    /// Bytes per second to members; zero is no limit.
+    #[serde(deserialize_with = "size")]
+    pub upload_rate: u64,
+    /// Bytes per second from members; zero is no limit.
+    #[serde(deserialize_with = "size")]
+    pub download_rate: u64,
+    /// Bytes per second from registries; zero is no limit.
+    #[serde(deserialize_with = "size")]
+    pub source_rate: u64,
+    /// What is enough for readers that do not verify for themselves: `members` or `proof`.
+    #[serde(deserialize_with = "trust")]
+    pub trust: Trust,
     /// The least time without an answer after which a second source is asked.
     #[serde(deserialize_with = "span")]
     pub hedge: Duration,
@@ -74,6 +90,10 @@ impl Default for Config {
             uploads_per_piece: decisions.uploads_per_piece,
             uploads: decisions.most_uploads,
             prefetch_rate: decisions.prefetch_rate,
+            upload_rate: 0,
+            download_rate: 0,
+            source_rate: 0,
+            trust: decisions.trust,
             hedge: decisions.hedge,
             silence: decisions.silence,
             alone: decisions.alone,
@@ -121,6 +141,16 @@ impl Config {
                 return Err((key, format!("{span:?} is out of range; give {least}ms to 600s")));
             }
         }
+        for (key, rate) in [
+            ("swarm.upload_rate", self.upload_rate),
+            ("swarm.download_rate", self.download_rate),
+            ("swarm.source_rate", self.source_rate),
+        ] {
+            if (1..LEAST_RATE).contains(&rate) {
+                let reason = format!("{rate} bytes per second is too little; give at least 64KiB, or 0 for no limit");
+                return Err((key, reason));
+            }
+        }
         if self.silence <= self.hedge {
             let reason = format!("{:?} is not longer than swarm.hedge ({:?})", self.silence, self.hedge);
             return Err(("swarm.silence", reason));
@@ -144,6 +174,7 @@ impl Config {
             uploads_per_piece: self.uploads_per_piece,
             most_uploads: self.uploads,
             prefetch_rate: self.prefetch_rate,
+            trust: self.trust,
             hedge: self.hedge,
             silence: self.silence,
             alone: self.alone,
@@ -152,6 +183,14 @@ impl Config {
             registries,
             ..swarm::Config::default()
         }
+    }
+}
+
+fn trust<'de, D: Deserializer<'de>>(from: D) -> Result<Trust, D::Error> {
+    match String::deserialize(from)?.as_str() {
+        "members" => Ok(Trust::Members),
+        "proof" => Ok(Trust::Proof),
+        other => Err(serde::de::Error::custom(format!("`{other}` is neither `members` nor `proof`"))),
     }
 }
 

@@ -5,7 +5,8 @@
 //! key guards. Each node connects to those at distances 1, 2, 4, … in the order of the peers, which keeps the
 //! mesh whole as long as every node reaches its neighbour.
 //!
-//! Messages are signed by their authors, and passed on only if the author is a member and did not speak a moment ago.
+//! In a large cluster a node speaks to its own zone only, so that nobody hears of thousands; it listens to both, as members do not
+//! grow many at the same moment. Messages are signed by their authors, and passed on only if the author is a member and did not speak a moment ago.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use super::identity::Identity;
 use super::member::{Member, Standing};
 use super::members::Table;
 use super::peer::Peer;
+use super::seldom::Seldom;
 
 /// Connections that a node opens.
 const LINKS: usize = 8;
@@ -35,6 +37,32 @@ const LOOK: Duration = Duration::from_secs(2);
 const OFTEN: Duration = Duration::from_secs(1);
 /// Bytes of a message: a summary of the most objects.
 const MOST: usize = 320 << 10;
+
+/// How long it may take until a member that joins is known here.
+const JOINING: Duration = Duration::from_secs(5);
+/// Strangers that are remembered, and for how long.
+const MOST_STRANGERS: usize = 64;
+const STRANGE: Duration = Duration::from_secs(600);
+/// With more members than this, each speaks to its own zone only.
+const LARGE: usize = 2000;
+
+/// What is spoken of to whom.
+struct Topics {
+    all: IdentTopic,
+    zone: IdentTopic,
+}
+
+impl Topics {
+    fn of(zone: &str) -> Self {
+        let all = "shoal/summary/1";
+        Self { all: IdentTopic::new(all), zone: IdentTopic::new(format!("{all}/zone/{zone}")) }
+    }
+
+    /// Returns the topic on which one of so many members speaks.
+    fn of_so_many(&self, members: usize) -> &IdentTopic {
+        if members > LARGE { &self.zone } else { &self.all }
+    }
+}
 
 /// Gossip among those who are allowed to be there.
 #[derive(NetworkBehaviour)]
@@ -53,7 +81,7 @@ pub struct GossipError(String);
 /// A mesh that listens.
 pub(super) struct Bound {
     mesh: Mesh,
-    topic: IdentTopic,
+    topics: Topics,
     /// Where it listens.
     pub(super) port: u16,
 }
@@ -96,7 +124,7 @@ fn configuration() -> Result<gossipsub::Config, GossipError> {
 
 impl Bound {
     /// Opens the listener.
-    pub(super) async fn bind(identity: &Identity, listen: SocketAddr) -> Result<Self, GossipError> {
+    pub(super) async fn bind(identity: &Identity, zone: &str, listen: SocketAddr) -> Result<Self, GossipError> {
         let failed = |error: &dyn std::fmt::Display| GossipError(error.to_string());
         let pair = Keypair::ed25519_from_bytes(*identity.seed()).map_err(|error| failed(&error))?;
         let config = configuration()?;
@@ -110,8 +138,10 @@ impl Bound {
             })
             .map_err(|error| failed(&error))?
             .build();
-        let topic = IdentTopic::new("shoal/summary/1");
-        mesh.behaviour_mut().gossip.subscribe(&topic).map_err(|error| failed(&error))?;
+        let topics = Topics::of(zone);
+        for topic in [&topics.all, &topics.zone] {
+            mesh.behaviour_mut().gossip.subscribe(topic).map_err(|error| failed(&error))?;
+        }
         mesh.listen_on(address(listen)).map_err(|error| failed(&error))?;
         loop {
             match mesh.select_next_some().await {
@@ -120,7 +150,7 @@ impl Bound {
                         Protocol::Tcp(port) => Some(port),
                         _ => None,
                     });
-                    return Ok(Self { mesh, topic, port: port.unwrap_or(listen.port()) });
+                    return Ok(Self { mesh, topics, port: port.unwrap_or(listen.port()) });
                 }
                 SwarmEvent::ListenerError { error, .. } => return Err(failed(&error)),
                 SwarmEvent::ListenerClosed { reason: Err(error), .. } => return Err(failed(&error)),
@@ -137,8 +167,16 @@ impl Bound {
         hear: impl Fn(Peer, &[u8]) + Send + 'static,
     ) -> Gossip {
         let (say, says) = mpsc::channel(16);
-        let task =
-            Task { mesh: self.mesh, topic: self.topic, me, table, members: HashMap::new(), heard: HashMap::new() };
+        let task = Task {
+            mesh: self.mesh,
+            topics: self.topics,
+            me,
+            table,
+            members: HashMap::new(),
+            heard: HashMap::new(),
+            strangers: HashMap::new(),
+            told: Seldom::default(),
+        };
         tokio::spawn(task.run(says, hear));
         Gossip(say)
     }
@@ -150,13 +188,16 @@ fn address(at: SocketAddr) -> Multiaddr {
 
 struct Task {
     mesh: Mesh,
-    topic: IdentTopic,
+    topics: Topics,
     me: Peer,
     table: watch::Receiver<Table>,
     /// Who is let in.
     members: HashMap<PeerId, Peer>,
     /// When each author last spoke.
     heard: HashMap<PeerId, Instant>,
+    /// Who was refused as no member, and since when.
+    strangers: HashMap<PeerId, Instant>,
+    told: Seldom,
 }
 
 impl Task {
@@ -169,7 +210,8 @@ impl Task {
                     // The node is gone.
                     None => return,
                     Some(text) => {
-                        if let Err(error) = self.mesh.behaviour_mut().gossip.publish(self.topic.clone(), text) {
+                        let topic = self.topics.of_so_many(self.table.borrow().len()).clone();
+                        if let Err(error) = self.mesh.behaviour_mut().gossip.publish(topic, text) {
                             tracing::debug!(%error, "nobody to tell");
                         }
                     }
@@ -211,6 +253,17 @@ impl Task {
         }
     }
 
+    /// Whether one who is refused has come for so long that it is not just joining.
+    fn is_stranger(&mut self, id: PeerId) -> bool {
+        let now = Instant::now();
+        let members = &self.members;
+        self.strangers.retain(|id, since| now - *since < STRANGE && !members.contains_key(id));
+        if members.contains_key(&id) || self.strangers.len() >= MOST_STRANGERS {
+            return false;
+        }
+        now - *self.strangers.entry(id).or_insert(now) >= JOINING
+    }
+
     fn take(&mut self, event: SwarmEvent<TalkEvent>, hear: &impl Fn(Peer, &[u8])) {
         match event {
             SwarmEvent::Behaviour(TalkEvent::Gossip(gossipsub::Event::Message {
@@ -236,6 +289,16 @@ impl Task {
                 let gossip = &mut self.mesh.behaviour_mut().gossip;
                 let _ = gossip.report_message_validation_result(&message_id, &propagation_source, acceptance);
             }
+            SwarmEvent::IncomingConnectionError { send_back_addr, peer_id, error, .. } => {
+                if peer_id.is_some_and(|id| self.is_stranger(id)) && self.told.now() {
+                    tracing::warn!(
+                        from = %send_back_addr, peer = ?peer_id,
+                        "one who is no member connects for gossip and is refused; if it is a node of this cluster, put our key into its swarm.cluster_key_file, else keep the port of swarm.gossip_listen from it"
+                    );
+                } else {
+                    tracing::debug!(from = %send_back_addr, %error, "a connection for gossip did not come about");
+                }
+            }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 tracing::debug!(peer = ?peer_id, %error, "could not connect for gossip; check that the port of swarm.gossip_listen is open");
             }
@@ -244,13 +307,15 @@ impl Task {
     }
 }
 
-/// Returns those to whom a node connects: at distances 1, 2, 4, … behind it.
+/// Returns those to whom a node connects: at distances 1, 2, 4, … behind it, among all, or among its zone if that is to whom it speaks.
 fn neighbours<'t>(table: &'t Table, me: &Peer) -> Vec<&'t Member> {
-    let all: Vec<&Member> = table
-        .iter()
-        .filter(|member| member.peer() == *me || (member.gossip != 0 && member.standing != Standing::Leaving))
-        .collect();
-    let Some(own) = all.iter().position(|member| member.peer() == *me) else { return Vec::new() };
+    let large = table.len() > LARGE;
+    let Some(me) = table.binary_search_by_key(me, Member::peer).ok().map(|at| &table[at]) else { return Vec::new() };
+    let listens = |member: &&Member| member.gossip != 0 && member.standing != Standing::Leaving;
+    let concerns = |member: &&Member| !large || member.zone == me.zone;
+    let all = table.iter().filter(|member| member.peer() == me.peer() || (listens(member) && concerns(member)));
+    let all: Vec<&Member> = all.collect();
+    let Some(own) = all.iter().position(|member| member.peer() == me.peer()) else { return Vec::new() };
     let distances = (0..usize::BITS).map(|power| 1 << power).take_while(|distance| *distance < all.len());
     distances.take(LINKS).map(|distance| all[(own + distance) % all.len()]).collect()
 }
@@ -262,27 +327,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_neighbours_connect_all() {
-        let mut all: Vec<Member> = (0..100)
-            .map(|seed| {
-                let peer = Identity::from_seed([seed; 32]).peer();
-                let mut member = Member::new(peer, ([10, 0, 0, seed], 1).into(), "", 1, 1);
-                member.gossip = 2;
-                member
-            })
-            .collect();
+    fn few_speak_to_all_and_many_to_their_zone() {
+        let topics = Topics::of("a");
+        assert_eq!(topics.of_so_many(LARGE).hash(), Topics::of("b").of_so_many(2).hash());
+        assert_eq!(topics.of_so_many(LARGE + 1).hash(), Topics::of("a").of_so_many(9000).hash());
+        assert_ne!(topics.of_so_many(LARGE + 1).hash(), Topics::of("b").of_so_many(9000).hash());
+    }
+
+    /// Returns so many members, in as many zones.
+    fn crowd(members: u32, zones: u32) -> Table {
+        let member = |number: u32| {
+            let peer = Peer(*blake3::hash(&number.to_le_bytes()).as_bytes());
+            let zone = format!("z{}", number % zones);
+            let mut member = Member::new(peer, (std::net::Ipv4Addr::from(number + 1), 1).into(), &zone, 1, 1);
+            member.gossip = 2;
+            member
+        };
+        let mut all: Vec<Member> = (0..members).map(member).collect();
         all.sort_by_key(Member::peer);
-        let table: Table = Arc::new(all);
-        let mut reached = std::collections::BTreeSet::from([table[0].peer()]);
-        let mut edge = vec![table[0].peer()];
-        let mut steps = 0;
-        while !edge.is_empty() {
-            let next: Vec<Peer> = edge.iter().flat_map(|peer| neighbours(&table, peer)).map(Member::peer).collect();
-            edge = next.into_iter().filter(|peer| reached.insert(*peer)).collect();
-            steps += 1;
+        Arc::new(all)
+    }
+
+    #[test]
+    fn the_neighbours_connect_all_or_all_of_a_zone() {
+        for (table, reach, hops) in [(crowd(100, 3), 100, 8), (crowd(3000, 3), 1000, 16)] {
+            let mut reached = std::collections::BTreeSet::from([table[0].peer()]);
+            let mut edge = vec![table[0].peer()];
+            let mut steps = 0;
+            while !edge.is_empty() {
+                let next: Vec<Peer> = edge.iter().flat_map(|peer| neighbours(&table, peer)).map(Member::peer).collect();
+                edge = next.into_iter().filter(|peer| reached.insert(*peer)).collect();
+                steps += 1;
+            }
+            assert_eq!(reached.len(), reach);
+            assert!(steps <= hops, "in {steps} steps");
+            assert!(table.iter().all(|member| neighbours(&table, &member.peer()).len() <= LINKS));
         }
-        assert_eq!(reached.len(), 100);
-        assert!(steps <= 8, "in {steps} steps");
-        assert!(table.iter().all(|member| neighbours(&table, &member.peer()).len() <= LINKS));
     }
 }

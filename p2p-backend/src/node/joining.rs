@@ -2,7 +2,7 @@
 //!
 //! A node asks somebody whom [`discovery`](super::discovery) names: for the list of members, where it was seen from there, and to be
 //! called back at the address that it is going to tell everybody. Only then is it ready, which is to say that others may count on
-//! it. It goes on to look: those who are named and not among the members are another half of the cluster, or new.
+//! it. It goes on to look: those who are named, or were members once, and are not now are another half of the cluster, or new.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,7 @@ use super::members::{MOST_LIST, Members};
 use super::peer::Peer;
 use super::pool::{AskError, Pool};
 use super::proof::ProofError;
+use super::remembered::Remembered;
 use super::seldom::Seldom;
 use super::server::{MEMBERS, REACH, Troubles};
 
@@ -27,10 +28,14 @@ const LOOK: Duration = Duration::from_secs(30);
 /// The first time that one who found nobody, or was not reached, waits; then twice as long each time, up to [`LOOK`].
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Former members that are tried at a time.
+const REMEMBERED: usize = 3;
+
 /// Becomes a member.
 pub(super) struct Joining {
     pub(super) me: Peer,
     pub(super) discovery: Discovery,
+    pub(super) remembered: Remembered,
     pub(super) pool: Arc<Pool>,
     pub(super) members: Members,
     /// Whether the operator says under which address we are reached.
@@ -71,6 +76,9 @@ impl Joining {
         let table = self.members.table();
         let own = table.iter().find(|member| member.peer() == self.me).cloned();
         let ready = own.as_ref().is_some_and(|own| own.standing == Standing::Ready);
+        let others = table.iter().filter(|member| member.peer() != self.me);
+        let there: Vec<SocketAddr> = others.map(|member| member.address).collect();
+        self.remembered.note(&there).await;
         let mut named = self.discovery.addresses().await;
         named.retain(|address| own.as_ref().is_none_or(|own| own.address != *address));
         let count = named.len();
@@ -82,8 +90,14 @@ impl Joining {
             let first = usize::from(self.me.0[0]) % named.len();
             named.rotate_left(first);
         }
+        named.truncate(MOST);
+        let gone = self.remembered.addresses().into_iter().filter(|address| !there.contains(address));
+        let new: Vec<SocketAddr> = gone.filter(|address| !named.contains(address)).collect();
+        // Not always the same ones.
+        let skip = if new.is_empty() { 0 } else { self.chance.random_range(0..new.len()) };
+        named.extend(new.iter().cycle().skip(skip).take(new.len().min(REMEMBERED)));
         let mut met_any = false;
-        for address in named.into_iter().take(MOST) {
+        for address in named {
             match self.meet(address).await {
                 Met::Member => {
                     met_any = true;

@@ -91,8 +91,7 @@ impl Members {
 
     /// Takes in the list that another member gave us; returns who is in it, or none if it is no list.
     pub(super) async fn apply(&self, list: &[u8]) -> Option<Vec<Member>> {
-        let list: Vec<foca::Member<Member>> = postcard::from_bytes(list).ok()?;
-        let list: Vec<_> = list.into_iter().filter(|member| member.id().is_sound()).collect();
+        let list = read_list(list)?;
         let found = list.iter().filter(|member| member.state() != foca::State::Down);
         let found = found.map(|member| member.id().clone()).collect();
         let _ = self.commands.send(Command::Apply(list)).await;
@@ -125,8 +124,14 @@ impl Members {
     }
 }
 
+/// Returns those in a list of members who can be.
+pub(super) fn read_list(list: &[u8]) -> Option<Vec<foca::Member<Member>>> {
+    let list: Vec<foca::Member<Member>> = postcard::from_bytes(list).ok()?;
+    Some(list.into_iter().filter(|member| member.id().is_sound()).collect())
+}
+
 /// Probing once a second, a suspect has 8 s to speak up: 5 % dead of 1,000 are known everywhere within 18 s.
-fn config() -> foca::Config {
+pub(super) fn config() -> foca::Config {
     let every = |seconds, members| {
         let num_members = NonZeroUsize::new(members).expect("not zero");
         Some(PeriodicParams { frequency: Duration::from_secs(seconds), num_members })

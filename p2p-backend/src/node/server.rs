@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +38,10 @@ use crate::http::Reach;
 /// Connections that members may have to us, and each of them.
 const CONNECTIONS: usize = 256;
 const PER_MEMBER: usize = 16;
+/// Connections whose other end has not proved yet that it is a member, and those from one address: strangers shall not take
+/// the places of members. Each proves itself within some seconds or is left.
+const STRANGERS: usize = 128;
+const PER_ADDRESS: usize = 32;
 /// After so long without a request a connection is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long the body of a request may take.
@@ -75,35 +80,37 @@ pub(super) struct Server {
     pub(super) troubles: Mutex<Troubles>,
     /// How many connections each member has.
     pub(super) guests: Mutex<HashMap<Peer, usize>>,
+    /// How many connections each address has that are not proved yet.
+    pub(super) strangers: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// A member's connection, counted.
-struct Guest<'s> {
-    guests: &'s Mutex<HashMap<Peer, usize>>,
-    peer: Peer,
+/// A connection of somebody, counted.
+struct Guest<'s, K: Eq + Hash> {
+    guests: &'s Mutex<HashMap<K, usize>>,
+    who: K,
 }
 
-impl<'s> Guest<'s> {
-    /// Counts one more connection of `peer`; none if it has too many.
-    fn enter(guests: &'s Mutex<HashMap<Peer, usize>>, peer: Peer) -> Option<Self> {
+impl<'s, K: Eq + Hash + Copy> Guest<'s, K> {
+    /// Counts one more connection of `who`; none if it has so many already.
+    fn enter(guests: &'s Mutex<HashMap<K, usize>>, who: K, most: usize) -> Option<Self> {
         let mut all = guests.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(peer).or_default();
-        if *count >= PER_MEMBER {
+        let count = all.entry(who).or_default();
+        if *count >= most {
             return None;
         }
         *count += 1;
         drop(all);
-        Some(Self { guests, peer })
+        Some(Self { guests, who })
     }
 }
 
-impl Drop for Guest<'_> {
+impl<K: Eq + Hash> Drop for Guest<'_, K> {
     fn drop(&mut self) {
         let mut all = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.peer) {
+        if let Some(count) = all.get_mut(&self.who) {
             *count -= 1;
             if *count == 0 {
-                all.remove(&self.peer);
+                all.remove(&self.who);
             }
         }
     }
@@ -136,7 +143,7 @@ impl Troubles {
 impl Server {
     /// Answers until `quit`; then lets what is under way end.
     pub(super) async fn run(self: Arc<Self>, listener: TcpListener, quit: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (places, entrance) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
         let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -151,14 +158,14 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Ok(waiting) = entrance.clone().try_acquire_owned() else {
                 if self.troubles().crowd.now() {
-                    tracing::warn!(%from, "members have {CONNECTIONS} connections to us; further ones are refused");
+                    tracing::warn!(%from, "{STRANGERS} connections have not proved that they are members'; further ones are refused; see who connects to the port of swarm.listen");
                 }
                 continue;
             };
             let (server, quit) = (self.clone(), quit.clone());
-            tasks.spawn(server.serve(stream, from, place, quit));
+            tasks.spawn(server.serve(stream, from, waiting, places.clone(), quit));
         }
         tasks.close();
         tasks.wait().await;
@@ -172,17 +179,31 @@ impl Server {
         self: Arc<Self>,
         stream: TcpStream,
         from: SocketAddr,
-        _place: OwnedSemaphorePermit,
+        waiting: OwnedSemaphorePermit,
+        places: Arc<Semaphore>,
         quit: CancellationToken,
     ) {
+        let Some(stranger) = Guest::enter(&self.strangers, from.ip(), PER_ADDRESS) else {
+            if self.troubles().crowd.now() {
+                tracing::warn!(%from, "{PER_ADDRESS} connections from there have not proved that they are members'; further ones are refused");
+            }
+            return;
+        };
         let link = match self.linker.accept(stream).await {
             Ok(link) => link,
             // One that changed its mind, or whom its own end tells.
             Err(LinkError::Proof(ProofError::Io(error))) => return tracing::debug!(%from, %error, "a member went away"),
             Err(error) => return self.troubles().tell(from, &error),
         };
+        drop((stranger, waiting));
+        let Ok(_place) = places.try_acquire_owned() else {
+            if self.troubles().crowd.now() {
+                tracing::warn!(%from, "members have {CONNECTIONS} connections to us; further ones are refused");
+            }
+            return;
+        };
         let peer = link.peer;
-        let Some(_guest) = Guest::enter(&self.guests, peer) else {
+        let Some(_guest) = Guest::enter(&self.guests, peer, PER_MEMBER) else {
             if self.troubles().crowd.now() {
                 tracing::warn!(%peer, %from, "a member has {PER_MEMBER} connections to us; further ones are refused");
             }
@@ -290,7 +311,7 @@ mod tests {
     #[test]
     fn a_member_has_so_many_connections_and_gets_back_what_it_gives_up() {
         let guests = Mutex::default();
-        let enter = |number| Guest::enter(&guests, Peer([number; 32]));
+        let enter = |number| Guest::enter(&guests, Peer([number; 32]), PER_MEMBER);
         let mut held: Vec<_> = (0..PER_MEMBER).map(|_| enter(1).expect("one of the first")).collect();
         assert!(enter(1).is_none());
         assert!(enter(2).is_some(), "others are not concerned");

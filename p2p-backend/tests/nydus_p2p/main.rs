@@ -3,6 +3,8 @@
 #![expect(clippy::print_stdout, reason = "what nodes logged is for whoever looks at a failed test")]
 
 mod daemon;
+mod hostile;
+mod node;
 mod registry;
 mod swarm;
 

@@ -24,12 +24,23 @@ pub(crate) enum Mode {
     Private,
     /// Sends so many bytes, and then waits for so many milliseconds.
     Slow(usize, u64),
+    /// As [`Private`](Self::Private), but does not answer HEAD before it is in another mode.
+    Thinking,
+}
+
+/// A request, as far as tests look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) head: bool,
+    /// Its Authorization, or nothing.
+    pub(crate) shown: String,
 }
 
 /// A registry of one blob on plain threads; counts the bytes of bodies.
 pub(crate) struct Registry {
     pub(crate) name: String,
     pub(crate) sent: Arc<AtomicUsize>,
+    requests: Arc<Mutex<Vec<Request>>>,
     mode: Arc<Mutex<Mode>>,
 }
 
@@ -38,18 +49,23 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let name = listener.local_addr().unwrap().to_string();
         let (sent, mode) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Mode::Good)));
-        let (counted, wanted) = (sent.clone(), mode.clone());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (counted, wanted, seen) = (sent.clone(), mode.clone(), requests.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (content, sent, mode) = (content.clone(), counted.clone(), wanted.clone());
+                let (content, sent, mode, seen) = (content.clone(), counted.clone(), wanted.clone(), seen.clone());
                 std::thread::spawn(move || {
-                    let mode = *mode.lock().unwrap();
                     // A daemon that was killed is no failure of the registry.
-                    let _ = answer(&stream.unwrap(), &content, &sent, mode);
+                    let _ = answer(&stream.unwrap(), &content, &sent, &mode, &seen);
                 });
             }
         });
-        Self { name, sent, mode }
+        Self { name, sent, requests, mode }
+    }
+
+    /// Returns the requests since it was last asked for them.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
     }
 
     pub(crate) fn set(&self, mode: Mode) {
@@ -57,7 +73,13 @@ impl Registry {
     }
 }
 
-fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode) -> std::io::Result<()> {
+fn answer(
+    mut stream: &TcpStream,
+    content: &[u8],
+    sent: &AtomicUsize,
+    mode: &Mutex<Mode>,
+    seen: &Mutex<Vec<Request>>,
+) -> std::io::Result<()> {
     let (mut head, mut range, mut shown) = (false, None, String::new());
     for (number, line) in BufReader::new(stream).lines().map_while(Result::ok).enumerate() {
         if number == 0 {
@@ -76,17 +98,20 @@ fn answer(mut stream: &TcpStream, content: &[u8], sent: &AtomicUsize, mode: Mode
             break;
         }
     }
+    seen.lock().unwrap().push(Request { head, shown: shown.clone() });
+    while head && *mode.lock().unwrap() == Mode::Thinking {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     let (size, mut cut, mut pause) = (content.len(), usize::MAX, None);
-    match mode {
-        Mode::Private if shown != TOKEN => {
+    match *mode.lock().unwrap() {
+        Mode::Private | Mode::Thinking if shown != TOKEN => {
             return write!(
                 stream,
                 "HTTP/1.1 401 x\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1:1/token\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
             );
         }
-        Mode::Private => {}
+        Mode::Private | Mode::Good | Mode::Thinking => {}
         Mode::Slow(bytes, milliseconds) => pause = Some((bytes, std::time::Duration::from_millis(milliseconds))),
-        Mode::Good => {}
         // Until the other side gives up.
         Mode::Wedged => return stream.read(&mut [0]).map(drop),
         Mode::Down => return write!(stream, "HTTP/1.1 503 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),

@@ -70,13 +70,13 @@ enum Command {
         #[arg(short = 't', long = "type", value_parser = ["rafs", "passthrough_fs"])]
         kind: String,
     },
-    /// Shows the swarm that a node's nydus-p2p is a member of
+    /// Shows the swarm that a node's nydus-p2p is a member of, or has it forget something
     Swarm {
         /// Where nydus-p2p answers /metrics (`metrics_listen`)
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4002")]
+        #[arg(long, global = true, value_name = "ADDRESS", default_value = "127.0.0.1:4002")]
         address: String,
-        /// What to show
-        view: swarm::View,
+        #[command(subcommand)]
+        what: swarm::What,
     },
     /// Unmounts an image
     Umount {
@@ -123,8 +123,8 @@ fn complain(error: &anyhow::Error) {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    if let Command::Swarm { address, view } = &cli.command {
-        return say(&swarm::show(address, *view, cli.raw).await?);
+    if let Command::Swarm { address, what } = &cli.command {
+        return say(&swarm::run(address, what, cli.raw).await?);
     }
     let client = Client::new(cli.socket().unwrap_or_else(|missing| missing.exit()));
     match cli.command {

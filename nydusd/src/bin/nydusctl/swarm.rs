@@ -1,55 +1,79 @@
-//! `nydusctl swarm`: what a node's nydus-p2p tells about its swarm.
+//! `nydusctl swarm`: what a node's nydus-p2p tells about its swarm, and what it is told to do.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use clap::ValueEnum;
+use clap::Subcommand;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1::handshake;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use nydus_backend::overview::{Blob, Peer, Status};
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of an answer at most.
 const MOST: usize = 64 << 20;
 
-/// What to show.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum View {
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum What {
     /// The node itself: its peer id, and bytes by where they came from
     Status,
     /// The members
     Peers,
     /// What is in its cache
     Blobs,
+    /// Has a blob forgotten by all members, and not kept again for a day
+    Forget {
+        /// The blob: sha256: and 64 hex digits
+        digest: String,
+        /// nydus-p2p's socket for operators, in its data_dir
+        #[arg(long, value_name = "PATH", default_value = "/var/lib/nydus-p2p/control.sock")]
+        socket: PathBuf,
+    },
 }
 
-/// Asks the nydus-p2p at `address` and returns what is to be printed.
-pub(crate) async fn show(address: &str, view: View, raw: bool) -> anyhow::Result<String> {
-    let path = match view {
-        View::Status => "/swarm/status",
-        View::Peers => "/swarm/peers",
-        View::Blobs => "/swarm/blobs",
+/// Does it, with the nydus-p2p at `address` or at the socket, and returns what is to be printed.
+pub(crate) async fn run(address: &str, what: &What, raw: bool) -> anyhow::Result<String> {
+    let path = match what {
+        What::Status => "/swarm/status",
+        What::Peers => "/swarm/peers",
+        What::Blobs => "/swarm/blobs",
+        What::Forget { digest, socket } => return forget(digest, socket).await,
     };
-    let asking = tokio::time::timeout(LIMIT, ask(address, path));
-    let text = asking.await.unwrap_or_else(|_| bail!("no answer within {LIMIT:?}"));
+    let asking = async { ask(TcpStream::connect(address).await?, Method::GET, path, address).await };
+    let text = tokio::time::timeout(LIMIT, asking).await.unwrap_or_else(|_| bail!("no answer within {LIMIT:?}"));
     let text = text.with_context(|| {
         format!("could not ask nydus-p2p at {address}; check that it runs and that this is its metrics_listen")
     })?;
     if raw {
         return Ok(String::from_utf8_lossy(&text).into_owned());
     }
-    Ok(match view {
-        View::Status => status(read::<Option<Status>>(&text)?.as_ref()),
-        View::Peers => peers(&read::<Vec<Peer>>(&text)?),
-        View::Blobs => blobs(&read::<Vec<Blob>>(&text)?),
+    Ok(match what {
+        What::Peers => peers(&read::<Vec<Peer>>(&text)?),
+        What::Blobs => blobs(&read::<Vec<Blob>>(&text)?),
+        _ => status(read::<Option<Status>>(&text)?.as_ref()),
     })
+}
+
+async fn forget(digest: &str, socket: &Path) -> anyhow::Result<String> {
+    let path = format!("/swarm/forget/{digest}");
+    let asking = async { ask(UnixStream::connect(socket).await?, Method::POST, &path, "nydus-p2p").await };
+    let told = tokio::time::timeout(LIMIT, asking).await.unwrap_or_else(|_| bail!("no answer within {LIMIT:?}"));
+    told.with_context(|| {
+        format!(
+            "could not have {digest} forgotten through {}; check that nydus-p2p runs with a [swarm] section, that this is control.sock in its data_dir, and that you are its user",
+            socket.display()
+        )
+    })?;
+    Ok(format!("{digest} is being forgotten: members serve it for up to 10 s more, and do not keep it again for 24 h"))
 }
 
 fn read<T: DeserializeOwned>(text: &[u8]) -> anyhow::Result<T> {
@@ -57,21 +81,26 @@ fn read<T: DeserializeOwned>(text: &[u8]) -> anyhow::Result<T> {
         .context("nydus-p2p answers in a form that this nydusctl does not know; update the older one")
 }
 
-async fn ask(address: &str, path: &str) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(address).await?;
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    method: Method,
+    path: &str,
+    host: &str,
+) -> anyhow::Result<Bytes> {
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
     // It ends with the answer, or with this program.
     tokio::spawn(connection);
-    let request = Request::get(path).header("host", address).body(Empty::<Bytes>::new())?;
+    let request = Request::builder().method(method).uri(path).header("host", host).body(Empty::<Bytes>::new())?;
     let answer = sender.send_request(request).await?;
-    match answer.status() {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => bail!("it is a member of no swarm: its configuration has no [swarm] section"),
-        status => bail!("it answers {status}"),
-    }
-    match Limited::new(answer.into_body(), MOST).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
+    let status = answer.status();
+    let body = match Limited::new(answer.into_body(), MOST).collect().await {
+        Ok(body) => body.to_bytes(),
         Err(error) => bail!("its answer broke off: {error}"),
+    };
+    match status {
+        StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
+        StatusCode::NOT_FOUND => bail!("it is a member of no swarm: its configuration has no [swarm] section"),
+        status => bail!("it answers {status}: {}", String::from_utf8_lossy(&body)),
     }
 }
 

@@ -100,7 +100,10 @@ impl Ear for Driver {
 
     fn gossiped(&self, from: Peer, summary: &[u8]) {
         match Summary::decode(summary) {
-            Ok(summary) => self.feed(Input::Summarized { from, summary }),
+            Ok(summary) => {
+                self.hear_of_tombs(&summary.forgotten);
+                self.feed(Input::Summarized { from, summary });
+            }
             Err(error) => tracing::debug!(%from, %error, "a member gossips nonsense"),
         }
     }
@@ -186,7 +189,7 @@ impl Driver {
                 Some(bytes) => bytes,
                 None => {
                     interest = None;
-                    let within = at..extent.end.min(at + READ);
+                    let within = at..extent.end.min(at + self.limits.up.part(READ));
                     let (from, number) = (pin.clone(), u64::from(piece));
                     let read = tokio::task::spawn_blocking(move || from.read(number, within)).await.ok().flatten();
                     let Some(bytes) = read else {
@@ -196,9 +199,15 @@ impl Driver {
                     bytes
                 }
             };
-            at += bytes.len() as u64;
-            if !hand_over(parts, bytes).await {
-                return Some(false);
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let part = self.limits.up.part(rest.len() as u64);
+                let part = rest.split_to(usize::try_from(part).unwrap_or(rest.len()));
+                self.limits.up.take(part.len() as u64).await;
+                at += part.len() as u64;
+                if !hand_over(parts, part).await {
+                    return Some(false);
+                }
             }
         }
         // What just came from the registry is signed when it is whole.

@@ -21,7 +21,7 @@ const STEP: usize = 64 << 10;
 /// A request that is out.
 #[derive(Debug)]
 pub(super) struct Asking {
-    pub(super) to: Peer,
+    to: Peer,
     task: AbortHandle,
     /// Pieces that have come whole and wait for what becomes of them.
     arrived: HashMap<u32, Arrived>,
@@ -30,6 +30,7 @@ pub(super) struct Asking {
 /// A piece that has come whole.
 #[derive(Debug)]
 pub(super) struct Arrived {
+    pub(super) from: Peer,
     pub(super) bytes: Bytes,
     pub(super) vouched: Vouched,
 }
@@ -95,6 +96,7 @@ impl Receiver {
         loop {
             match answer.next().await {
                 Ok(Some(part)) => {
+                    self.driver.limits.down.take(part.len() as u64).await;
                     records.push(part);
                     loop {
                         match records.read() {
@@ -132,7 +134,8 @@ impl Receiver {
             Record::Piece { piece, offset, length } => {
                 self.arrive(None);
                 let whole = self.size.map(|size| size.saturating_sub(u64::from(piece) * PIECE).min(PIECE));
-                if whole.is_some_and(|whole| whole != u64::from(offset) + u64::from(length)) {
+                let end = u64::from(offset) + u64::from(length);
+                if end > PIECE || whole.is_some_and(|whole| whole != end) {
                     return false;
                 }
                 let draft = self.driver.mind().flights.draft(&self.object.0, piece, offset as usize);
@@ -176,7 +179,8 @@ impl Receiver {
         let vouch = vouched.map(|vouched| Vouch { by: vouched.by, sum: vouched.sum });
         let mut mind = self.driver.mind();
         if let Some((asking, vouched)) = mind.asking.get_mut(&exchange).zip(vouched) {
-            asking.arrived.insert(piece, Arrived { bytes, vouched });
+            let from = asking.to;
+            asking.arrived.insert(piece, Arrived { from, bytes, vouched });
         }
         self.driver.feed_all(&mut mind, [Input::Arrived { exchange, piece, sum, vouch }]);
     }

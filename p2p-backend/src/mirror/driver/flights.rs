@@ -53,9 +53,11 @@ impl Flights {
         self.claims.remove(&(*digest, piece)).map(|(claim, _)| claim)
     }
 
-    /// Ends the flight of a piece that cannot be had.
-    pub(super) fn fail(&mut self, digest: &Digest, piece: u32, error: &Arc<UpstreamError>) {
-        if let Some(claim) = self.land(digest, piece) {
+    /// Ends the flight of a piece that `owner` cannot have.
+    pub(super) fn fail(&mut self, digest: &Digest, piece: u32, owner: Owner, error: &Arc<UpstreamError>) {
+        if self.claims.get(&(*digest, piece)).is_some_and(|(_, now)| *now == owner)
+            && let Some(claim) = self.land(digest, piece)
+        {
             claim.fail(error.clone());
         }
     }

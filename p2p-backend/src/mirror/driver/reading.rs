@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use nydus_rafs::Digest;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::flights::Owner;
@@ -20,7 +21,7 @@ use crate::registry::head::{content_range, length, no_blob};
 use crate::swarm::Object;
 use crate::swarm::grid::PIECE;
 use crate::swarm::message::Origin;
-use crate::swarm::port::{Credential, Input, ReadEnd, Reading};
+use crate::swarm::port::{Caller, Credential, Input, ReadEnd, Reading};
 
 /// How often the swarm hears that bytes come.
 const STEP: u64 = 64 << 10;
@@ -31,6 +32,23 @@ pub(super) struct Read {
     pub(super) task: AbortHandle,
     pub(super) digest: Digest,
     pub(super) pieces: Range<u32>,
+    caller: Caller,
+    origin: Origin,
+    /// Turns true once the registry has said whether it may be read.
+    said: watch::Receiver<bool>,
+}
+
+impl Read {
+    /// Whether its answer tells if `caller` may have the blob.
+    pub(super) fn tells(&self, digest: &Digest, caller: Caller, origin: &Origin) -> bool {
+        self.digest == *digest && self.caller == caller && self.origin == *origin
+    }
+
+    /// Waits for that answer; false if it ends without one.
+    pub(super) fn told(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut said = self.said.clone();
+        async move { said.wait_for(|said| *said).await.is_ok() }
+    }
 }
 
 /// A request that is to be made.
@@ -45,6 +63,7 @@ struct Plan {
     begun: Vec<Bytes>,
     /// Whose token it is read with.
     errand: Option<Arc<Errand>>,
+    said: watch::Sender<bool>,
 }
 
 impl Driver {
@@ -82,7 +101,9 @@ impl Driver {
         tracing::debug!(digest = %object.0, ?pieces, ?credential, "reading the registry");
         let filling = mind.flights.filling(&object.0, pieces.start).filter(|_| offset > 0);
         let begun = filling.map(|filling| filling.segments()).unwrap_or_default();
-        let plan = Plan { reading, object, size, registry, repo, pieces, begun, errand };
+        let (sender, said) = watch::channel(false);
+        let caller = errand.as_ref().and_then(|errand| errand.caller);
+        let plan = Plan { reading, object, size, registry, repo, pieces, begun, errand, said: sender };
         let own = self.clone();
         let task = self.spawn(async move {
             let outcome = own.carry_reading_out(&plan).await;
@@ -91,7 +112,9 @@ impl Driver {
                 Ok(()) => ReadEnd::Finished,
                 Err(error) => {
                     let end = match &error {
-                        UpstreamError::Refused { .. } => ReadEnd::Denied,
+                        UpstreamError::Refused { status, .. } if [401, 403, 404].contains(&status.as_u16()) => {
+                            ReadEnd::Denied
+                        }
                         UpstreamError::Busy { retry_after, .. } => {
                             ReadEnd::Later(retry_after.unwrap_or(std::time::Duration::from_secs(1)))
                         }
@@ -103,9 +126,13 @@ impl Driver {
             };
             mind.reading.remove(&plan.reading);
             own.feed_all(&mut mind, [Input::ReadEnded { reading: plan.reading, end }]);
+            if end == ReadEnd::Denied {
+                plan.said.send_replace(true);
+            }
             mind.flights.give_back(Owner::Reading(plan.reading), |_, _| None);
         });
-        mind.reading.insert(reading, Read { task, digest: object.0, pieces: range });
+        let origin = origin.clone();
+        mind.reading.insert(reading, Read { task, digest: object.0, pieces: range, caller, origin, said });
     }
 
     async fn carry_reading_out(self: &Arc<Self>, plan: &Plan) -> Result<(), UpstreamError> {
@@ -143,6 +170,11 @@ impl Driver {
         let (store, digest) = (self.store.clone(), plan.object.0);
         let pinned = tokio::task::spawn_blocking(move || store.pin(digest, size)).await.ok().flatten();
         let pin = pinned.ok_or_else(|| odd("disagrees with others about the size of the blob".into()))?;
+        if plan.size.is_none() {
+            let mut mind = self.mind();
+            mind.sized(&digest, size);
+            self.feed_all(&mut mind, [Input::Sized { object: plan.object, size }]);
+        }
         let end = pin.pieces().min(u64::from(plan.pieces.end));
         let mut at = start;
         let mut rest = Bytes::new();
@@ -177,6 +209,7 @@ impl Driver {
                     by: plan.registry.clone(),
                     reason: "ended the body early".into(),
                 })?;
+                self.limits.source.take(rest.len() as u64).await;
             }
             // A host that ignores ranges sends what is before it, too.
             let skip = extent.start.saturating_sub(*at).min(rest.len() as u64);
@@ -198,6 +231,7 @@ impl Driver {
                 told = got;
                 let got = u32::try_from(got).unwrap_or(u32::MAX);
                 self.feed(Input::ReadBytes { reading: plan.reading, piece: number, got });
+                plan.said.send_replace(true);
             }
         }
         let sum = *hash.finalize().as_bytes();

@@ -230,3 +230,73 @@ fn an_empty_blob_is_whole_at_once() {
     let blob = Blob::create(dir.path(), empty, 0, Arc::default());
     assert_eq!(blob.prove(), Verdict::Proved(vec![]));
 }
+
+/// What one of many threads does with the table; `holders` counts who has which piece, by the model.
+fn meddle(blob: &Arc<Blob>, holders: &[AtomicUsize], content: &[u8], seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..400 {
+        let piece = random.u64(..blob.pieces());
+        let extent = blob.extent(piece);
+        match random.u8(..8) {
+            0..=3 => {
+                let launch = Launch::new([seed as u8; 32], true);
+                let (claims, interests) = blob.claim(piece..blob.pieces().min(piece + random.u64(1..4)), &launch);
+                assert_eq!(claims.len(), interests.len());
+                for claim in &claims {
+                    let before = holders[claim.piece() as usize].fetch_add(1, Ordering::SeqCst);
+                    assert_eq!(before, 0, "two have piece {}", claim.piece());
+                }
+                for claim in claims {
+                    holders[claim.piece() as usize].fetch_sub(1, Ordering::SeqCst);
+                    match random.u8(..4) {
+                        0 => drop(claim),
+                        1 => claim.fail(Arc::new(UpstreamError::Entangled)),
+                        _ => give(claim, Giver::Registry, content),
+                    }
+                }
+            }
+            4 | 5 => {
+                let within = random.u64(extent.clone())..extent.end;
+                if let Some(bytes) = blob.read(piece, within.clone()) {
+                    assert!(*bytes == content[within.start as usize..within.end as usize], "wrong bytes of {piece}");
+                }
+            }
+            6 => {
+                if let Look::Filling(mut interest) = blob.look(piece) {
+                    // Whoever fills it comes to an end, and tells everybody.
+                    let step = futures::executor::block_on(interest.after(extent.end - extent.start));
+                    assert!(matches!(step, Step::End(_)));
+                }
+            }
+            _ => match random.u8(..4) {
+                0 => assert!(!matches!(blob.prove(), Verdict::Refuted(_)), "what is right is refuted"),
+                _ => drop(blob.drop_piece(piece)),
+            },
+        }
+    }
+}
+
+#[test]
+fn many_threads_leave_the_table_as_one_would() {
+    for round in 0..4 {
+        let bed = bed();
+        let (content, holders) = (content(), [const { AtomicUsize::new(0) }; 4]);
+        std::thread::scope(|scope| {
+            for thread in 0..6 {
+                let (blob, holders, content) = (&bed.blob, &holders, &content);
+                scope.spawn(move || meddle(blob, holders, content, round * 100 + thread));
+            }
+        });
+        assert_eq!(bed.usage.load(Ordering::SeqCst), bed.blob.stored(), "what is counted is what is there");
+        let ready: Vec<u64> = (0..4).filter(|piece| is_ready(&bed.blob, *piece)).collect();
+        let again = bed.reopened();
+        let kept = again.as_ref().map(|blob| (0..4).filter(|piece| is_ready(blob, *piece)).collect());
+        assert_eq!(kept.unwrap_or_else(Vec::new), ready, "the disk knows the same");
+        bed.fill(0..4, Giver::Registry);
+        for piece in 0..4 {
+            let claims = bed.blob.claim(piece..piece + 1, &Launch::new([0; 32], true)).0;
+            claims.into_iter().for_each(|claim| give(claim, Giver::Registry, &content));
+        }
+        assert!(matches!(bed.blob.prove(), Verdict::Proved(_)) || bed.blob.proved());
+    }
+}

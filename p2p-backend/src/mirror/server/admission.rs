@@ -2,10 +2,11 @@
 //!
 //! A right that is not remembered is asked for upstream with the caller's own Authorization. If nothing of the blob is
 //! here yet, the question is the request for the bytes that are wanted first, so that they cost no further round trip;
-//! else it is a HEAD. Callers who ask the same at the same time share one question.
+//! else it is a HEAD. In a swarm the question is asked beside the transfer of these bytes (`driver/admitting.rs`).
+//! Callers who ask the same at the same time share one question.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
@@ -160,14 +161,26 @@ impl Server {
     }
 
     fn ask(self: &Arc<Self>, wish: &Wish<'_>, first: Option<Range<u64>>) -> Question {
-        // What is here already would be moved for nothing; and bytes are asked of mirrors whose word does not count.
-        // In a swarm the first bytes come from its members like all others: the question is a question only.
-        let swarm = self.fetcher.driver.get().is_some();
-        let at_once = !swarm && (self.fetcher.upstream.all_trusted() || wish.ask.no_peer);
-        let part = first.filter(|_| at_once && !self.store.has(wish.digest)).map(|first| window(&first));
         let errand = wish.errand(lock(&self.rights).key(&wish.caller, wish.what()));
         let (server, digest) = (self.clone(), *wish.digest);
+        let driver = self.fetcher.driver.get().and_then(Weak::upgrade);
+        // Who wants the registry's own bytes has been let in before, as a rule.
+        let ahead = driver.clone().zip(first.clone()).filter(|_| !wish.ask.no_peer);
+        // What is here already would be moved for nothing; and bytes are asked of mirrors whose word does not count.
+        let at_once = driver.is_none() && (self.fetcher.upstream.all_trusted() || wish.ask.no_peer);
+        let part = first.filter(|_| at_once && !self.store.has(wish.digest)).map(|first| window(&first));
         async move {
+            if let Some((driver, first)) = ahead {
+                let (size, ahead) = driver.admit(&errand, digest, first).await?;
+                // What the swarm remembers may have no size.
+                if let Some(size) = size {
+                    let held = match server.pin(digest, size).await {
+                        Some(pin) => ahead.take_over(&pin, &errand),
+                        None => Held::new(),
+                    };
+                    return Ok(Granted { size, held: Arc::new(Mutex::new(held)) });
+                }
+            }
             let call = Call {
                 method: Method::HEAD,
                 registry: &errand.registry,

@@ -70,9 +70,7 @@ impl Server {
         begun: Instant,
         permit: OwnedSemaphorePermit,
     ) -> Result<Body, Failure> {
-        let (store, digest) = (self.store.clone(), *wish.digest);
-        let pinned = tokio::task::spawn_blocking(move || store.pin(digest, size)).await;
-        let Ok(Some(pin)) = pinned else { return Err(Failure::Size) };
+        let Some(pin) = self.pin(*wish.digest, size).await else { return Err(Failure::Size) };
         let errand = wish.errand(lock(&self.rights).key(&wish.caller, wish.what()));
         if self.prefetch && range.end - range.start < size && wish.ask.hops.is_empty() {
             self.fill(&pin, &errand);
@@ -121,6 +119,12 @@ impl Server {
         Ok(Body::from_stream(rest))
     }
 
+    /// Returns a hold on a blob; none where others know it with another size.
+    pub(super) async fn pin(&self, digest: Digest, size: u64) -> Option<Pin> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.pin(digest, size)).await.ok().flatten()
+    }
+
     /// Fetches the rest of a blob in the background, once at a time.
     fn fill(self: &Arc<Self>, pin: &Pin, errand: &Arc<Errand>) {
         if !lock(&self.filling).insert(pin.digest()) {
@@ -146,9 +150,7 @@ impl Server {
         start: u64,
         opened: (Via, Answer),
     ) -> Held {
-        let store = self.store.clone();
-        let pinned = tokio::task::spawn_blocking(move || store.pin(digest, size)).await;
-        let Ok(Some(pin)) = pinned else { return Held::new() };
+        let Some(pin) = self.pin(digest, size).await else { return Held::new() };
         let first = start / PIECE;
         if start >= size {
             return Held::new();
