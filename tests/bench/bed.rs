@@ -39,13 +39,19 @@ pub(crate) struct Bed {
     scratch: Scratch,
 }
 
+/// Returns how often everything is to be measured.
+pub(crate) fn rounds() -> Result<usize> {
+    let rounds = match std::env::var("ROUNDS") {
+        Ok(text) => text.parse().with_context(|| format!("`ROUNDS` is `{text}`, and no number"))?,
+        Err(_) => 3,
+    };
+    ensure!((1..=100).contains(&rounds), "`ROUNDS` is {rounds}; from 1 to 100 are possible");
+    Ok(rounds)
+}
+
 impl Bed {
     pub(crate) async fn new(interrupted: Arc<AtomicBool>) -> Result<Self> {
-        let rounds = match std::env::var("ROUNDS") {
-            Ok(text) => text.parse().with_context(|| format!("`ROUNDS` is `{text}`, and no number"))?,
-            Err(_) => 3,
-        };
-        ensure!((1..=100).contains(&rounds), "`ROUNDS` is {rounds}; from 1 to 100 are possible");
+        let rounds = rounds()?;
         let scratch = Scratch::new("bench")?;
         let registry = Registry::start(&scratch.dir("registry")?)?;
         let client = image::client(&registry.host)?;

@@ -1,8 +1,8 @@
 //! `make bench`: what a user waits for and pays, as ratios of things measured side by side in one run.
 //!
-//! Three parts, each in turn for all that is compared, so that a busy machine is busy for everybody:
+//! Four parts, each in turn for all that is compared, so that a busy machine is busy for everybody:
 //! [`starts`] over a link of 200 Mbit/s and 20 ms, [`warm`] walks and reads beside containerd's overlayfs,
-//! [`conversion`]. `ROUNDS` says how often (3), `ONLY=starts,warm,conversion` picks parts, `IMAGE` names an image of a
+//! [`conversion`], and the [`swarm`]. `ROUNDS` says how often (3), `ONLY=starts,warm,conversion,swarm` picks parts, `IMAGE` names an image of a
 //! registry to take the place of our own (with `SHORT` and `LONG`, what its `/bin/sh` runs), and `OTHER_NYDUSIFY` a second
 //! `nydusify` to convert with in turn.
 //!
@@ -13,6 +13,7 @@ mod bed;
 mod conversion;
 mod series;
 mod starts;
+mod swarm;
 mod warm;
 
 use std::process::ExitCode;
@@ -53,10 +54,18 @@ async fn bench(interrupted: Arc<AtomicBool>) -> Result<()> {
     if !met(CONTAINERD) || !met(&[Need::Program("mmdebstrap")]) {
         bail!("run `make bench` as root on Debian 12: it installs what it needs");
     }
-    let parts = std::env::var("ONLY").unwrap_or_else(|_| "starts,warm,conversion".to_owned());
+    let parts = std::env::var("ONLY").unwrap_or_else(|_| "starts,warm,conversion,swarm".to_owned());
     let parts: Vec<&str> = parts.split(',').collect();
-    if let Some(unknown) = parts.iter().find(|part| !["starts", "warm", "conversion"].contains(part)) {
-        bail!("`ONLY` names `{unknown}`; there are starts, warm and conversion");
+    if let Some(unknown) = parts.iter().find(|part| !["starts", "warm", "conversion", "swarm"].contains(part)) {
+        bail!("`ONLY` names `{unknown}`; there are starts, warm, conversion and swarm");
+    }
+    // It needs no image, whose making takes a minute.
+    if parts.contains(&"swarm") {
+        swarm::run(bed::rounds()?).await?;
+    }
+    let parts: Vec<&str> = parts.into_iter().filter(|part| *part != "swarm").collect();
+    if parts.is_empty() {
+        return Ok(());
     }
     let bed = Bed::new(interrupted).await?;
     bed.print_machine()?;

@@ -22,6 +22,14 @@ impl Series {
         }
     }
 
+    /// Returns the value below which this part of all values lies; 0 without any.
+    pub(crate) fn part(&self, part: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = (sorted.len() as f64 * part) as usize;
+        sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
+    }
+
     /// Returns how many times `other`'s median this one's is.
     pub(crate) fn ratio(&self, other: &Self) -> f64 {
         self.median() / other.median()
@@ -47,6 +55,7 @@ mod tests {
         assert_eq!(of(&[9.0, 1.0, 2.0]).median(), 2.0);
         assert_eq!(of(&[4.0, 1.0, 2.0, 9.0]).median(), 3.0);
         assert_eq!(of(&[]).median(), 0.0);
+        assert_eq!([of(&[1.0, 3.0, 2.0]).part(0.99), of(&[]).part(0.5)], [3.0, 0.0]);
         assert_eq!(of(&[1.0]).ratio(&of(&[4.0])), 0.25);
         assert_eq!(of(&[3.0, 1.0, 2.0]).to_string(), "2.00 (1.00-3.00)");
     }

@@ -2,6 +2,7 @@
 //!
 //! The `openssl` program makes the certificates, because making some is not worth a dependency.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -23,11 +24,16 @@ pub struct Authority {
 impl Authority {
     /// Makes an authority that keeps its files in `dir`.
     pub fn make(dir: &Path) -> Result<Self> {
+        Self::make_for(dir, Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same, with a certificate for `address` instead of `127.0.0.1`.
+    pub fn make_for(dir: &Path, address: Ipv4Addr) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
-        std::fs::write(
-            dir.join("names"),
-            "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.shoal.test\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
-        )?;
+        let names = format!(
+            "subjectAltName=IP:{address},DNS:localhost,DNS:registry.shoal.test\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"
+        );
+        std::fs::write(dir.join("names"), names)?;
         for arguments in [
             "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=shoal-authority",
             "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=registry",

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use tokio_rustls::rustls::{ServerConfig, crypto};
 use tokio_rustls::server::TlsStream;
 
 use crate::authority::Authority;
-use crate::gate::{Gate, Loss, Pace};
+use crate::gate::{Gate, Loss, Pace, Passed};
 use crate::manner::{Manner, Temper};
 use crate::multiplex;
 use crate::oddity::Oddity;
@@ -115,12 +115,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Front {
     /// Puts a front before the registry at `upstream` (`host:port`, plain HTTP).
     pub async fn start(upstream: &str, authority: &Authority) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST, upstream, authority, Pace::default()).await
+    }
+
+    /// The same with all three listeners at `address`, each behind a link of its own.
+    pub async fn start_at(address: Ipv4Addr, upstream: &str, authority: &Authority, pace: Pace) -> Result<Self> {
         // Somebody else in this process may have done so.
         drop(crypto::ring::default_provider().install_default());
         let acceptor = TlsAcceptor::from(authority.server()?);
         let (registry, tokens, store) =
             (Tls::listen(&acceptor).await?, Tls::listen(&acceptor).await?, Tls::listen(&acceptor).await?);
-        let gate = |tls: &Tls| Gate::open(&tls.address.to_string(), Pace::default());
+        let gate = |tls: &Tls| Gate::open_at(&format!("{address}:0"), &tls.address.to_string(), pace);
         let gates = [gate(&registry)?, gate(&tokens)?, gate(&store)?];
         let elsewhere = |gate: &Gate| gate.host.replace("127.0.0.1", "localhost");
         let seen = Arc::new(Seen::default());
@@ -221,6 +226,14 @@ impl Front {
     /// Brings them back.
     pub fn reopen(&self) {
         self.gates.iter().for_each(Gate::reopen);
+    }
+
+    /// Returns what has passed through all three so far, handshakes and headers included.
+    pub fn passed(&self) -> Passed {
+        self.gates.iter().map(Gate::passed).fold(Passed::default(), |all, gate| Passed {
+            requests: all.requests + gate.requests,
+            bytes: all.bytes + gate.bytes,
+        })
     }
 
     /// Returns how many connections were refused while they were away.

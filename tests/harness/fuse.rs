@@ -36,11 +36,15 @@ impl Mounted {
 
     /// Mounts `bootstrap` with a configuration; works in `dir`.
     pub fn start(bootstrap: &Path, config: &serde_json::Value, dir: &Path) -> Result<Self> {
+        Self::launch(Command::new(shoal("nydusd")?), bootstrap, config, dir)
+    }
+
+    /// The same with a command that runs nydusd somewhere.
+    pub fn launch(mut command: Command, bootstrap: &Path, config: &serde_json::Value, dir: &Path) -> Result<Self> {
         let path = dir.join("mnt");
         std::fs::create_dir_all(&path)?;
         let (file, socket) = (dir.join("nydusd.json"), dir.join("api.sock"));
         std::fs::write(&file, config.to_string())?;
-        let mut command = Command::new(shoal("nydusd")?);
         command.arg("fuse").arg("--config").arg(&file).arg("--bootstrap").arg(bootstrap);
         command.arg("--mountpoint").arg(&path).arg("--apisock").arg(&socket);
         let mut process = Process::start("nydusd", command, &dir.join("nydusd.log"))?;

@@ -23,7 +23,16 @@ pub struct Layer {
 impl Layer {
     /// Compresses a tar, the same bytes for the same input.
     pub fn new(tar: &[u8]) -> Result<Self> {
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(6));
+        Self::compressed(tar, Compression::new(6))
+    }
+
+    /// The same without making it smaller, which for noise would be in vain.
+    pub fn stored(tar: &[u8]) -> Result<Self> {
+        Self::compressed(tar, Compression::none())
+    }
+
+    fn compressed(tar: &[u8], level: Compression) -> Result<Self> {
+        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), level);
         gzip.write_all(tar)?;
         Ok(Self { diff_id: Algorithm::Sha256.digest(tar), gzip: gzip.finish()?, annotations: BTreeMap::new() })
     }

@@ -9,6 +9,7 @@
 pub mod authority;
 pub mod bed;
 pub mod cache;
+pub mod cluster;
 pub mod containerd;
 pub mod converted;
 pub mod cri;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::http::Method;
+use nydus_backend::node::anything;
 use nydus_backend::swarm::message::{Ask, Frame, Report, Summary};
 use nydus_backend::swarm::wire::Message;
 use nydus_convert::layer::estargz::Toc as LayerToc;
@@ -44,6 +45,8 @@ pub const ALL: &[(&str, Parser)] = &[
     ("config", config),
     ("api", api),
     ("swarm", swarm),
+    ("node", node),
+    ("request", nydus_backend::mirror::read_head),
 ];
 
 /// Returns the parser of a name.
@@ -275,6 +278,18 @@ fn api(bytes: &[u8]) {
         && let Ok(mount) = serde_json::from_slice::<MountRequest>(body)
     {
         config(mount.config.as_bytes());
+    }
+}
+
+/// What comes in at a node's ports; the first byte says through which.
+fn node(bytes: &[u8]) {
+    let Some((port, bytes)) = bytes.split_first() else { return };
+    match port % 5 {
+        0 => anything::records(bytes),
+        1 => anything::packet(bytes),
+        2 => anything::greeting(bytes),
+        3 => anything::list(bytes),
+        _ => anything::gossip(bytes),
     }
 }
 

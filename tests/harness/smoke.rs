@@ -92,6 +92,16 @@ pub fn layers() -> Result<Vec<Layer>> {
     tars()?.iter().map(|tar| Layer::new(tar)).collect()
 }
 
+/// Makes a layer of files below `/noise` that cannot be compressed.
+pub fn noise(name: &str, bytes: &[u8], file: usize) -> Result<Layer> {
+    let mut tar = Tar::default();
+    tar.dir("noise", 0o755)?;
+    for (number, part) in bytes.chunks(file).enumerate() {
+        tar.file(&format!("noise/{name}-{number}"), 0o644, part)?;
+    }
+    Layer::stored(&tar.finish()?)
+}
+
 /// A tar under construction, with whole-second times that differ between entries.
 #[derive(Default)]
 struct Tar {
