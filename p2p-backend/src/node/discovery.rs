@@ -61,7 +61,7 @@ impl Discovery {
                     match resolver.lookup_ip(target.clone()).await {
                         Ok(addresses) => found.extend(addresses.iter().map(|ip| SocketAddr::new(ip, port))),
                         Err(error) => {
-                            tracing::debug!(seed, %target, %error, "a target of an SRV record has no address")
+                            tracing::debug!(seed, %target, %error, "a target of an SRV record has no address");
                         }
                     }
                 }

@@ -290,8 +290,9 @@ fn many_threads_leave_the_table_as_one_would() {
         assert_eq!(bed.usage.load(Ordering::SeqCst), bed.blob.stored(), "what is counted is what is there");
         let ready: Vec<u64> = (0..4).filter(|piece| is_ready(&bed.blob, *piece)).collect();
         let again = bed.reopened();
-        let kept = again.as_ref().map(|blob| (0..4).filter(|piece| is_ready(blob, *piece)).collect());
-        assert_eq!(kept.unwrap_or_else(Vec::new), ready, "the disk knows the same");
+        let there = |blob: &Arc<Blob>| -> Vec<u64> { (0..4).filter(|piece| is_ready(blob, *piece)).collect() };
+        let kept = again.as_ref().map(there);
+        assert_eq!(kept.unwrap_or_default(), ready, "the disk knows the same");
         bed.fill(0..4, Giver::Registry);
         for piece in 0..4 {
             let claims = bed.blob.claim(piece..piece + 1, &Launch::new([0; 32], true)).0;
