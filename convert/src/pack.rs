@@ -1,23 +1,26 @@
 //! File bodies to a blob: cut, name, compress, append.
 //!
-//! The thread that reads the tar cuts bodies into chunks and hands each to a [`Pool`] that all layers share. A
-//! worker names the chunk (its digest) and compresses it. The reading thread takes the results back in the order in
+//! The thread that reads the tar cuts bodies into chunks and hands them to a [`Pool`] that all layers share, small ones
+//! several at a time: waking a thread costs as much as compressing a few kilobytes. A
+//! worker names each chunk (its digest) and compresses it. The reading thread takes the results back in the order in
 //! which it handed them out and appends them to the blob, so the blob does not depend on which worker was quick, is written
 //! forwards only, and no lock is held anywhere while bytes are worked on.
+//!
+//! The pool serves the weightiest layer first: it takes longest, and what remains to be done for the last layer to
+//! end (its push) can then be small.
 //!
 //! A chunk whose digest the blob or a [`Dictionary`] already holds is not stored again. Workers know what was handed out
 //! before them and skip compressing such a chunk; the reading thread has the last word. Small chunks that are to be
 //! packed together are compressed together, by the reading thread.
 //!
-//! Memory: the reading thread waits for the oldest result once [`Packer`] has `depth` chunks under way, so a layer
-//! holds at most `depth` chunks, plain and compressed.
+//! Memory: the reading thread waits for the oldest result once [`Packer`] has [`depth`] jobs under way, so a layer
+//! holds at most [`chunks_in_memory`] bytes, plain and compressed.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use nydus_rafs::blob::write::{BlobWriter, Form, Options, StoredChunk};
 use nydus_rafs::tree::ChunkRef;
@@ -26,8 +29,16 @@ use nydus_rafs::{Algorithm, ChunkIndex, Cipher, Codec, Compressor, Digest, Versi
 use crate::dictionary::Dictionary;
 use crate::layer::BodyId;
 
-/// Chunks smaller than this are worked on at once: handing them over would cost as much.
-const INLINE: usize = 2048;
+mod pool;
+
+use pool::Job;
+pub use pool::Pool;
+
+/// Chunks are handed out together up to this many bytes.
+const TOGETHER: usize = 256 << 10;
+
+/// And up to this number of them.
+const MANY: usize = 256;
 
 /// Room is made for so many chunks of a body before they come: a size is only a promise.
 const FORESEEN: u64 = 64;
@@ -126,13 +137,12 @@ enum Stored {
     Known(ChunkRef),
 }
 
-struct Job {
+/// A chunk as it was read.
+struct Plain {
     number: usize,
-    plain: Vec<u8>,
+    bytes: Vec<u8>,
     /// Whether it is to be packed together with others.
     small: bool,
-    shared: Arc<Shared>,
-    reply: SyncSender<Done>,
 }
 
 /// What all jobs of a packer share.
@@ -186,13 +196,8 @@ impl Seen {
     }
 }
 
-fn work(job: Job) {
-    let done = process(&job.shared, job.number, job.plain, job.small);
-    // A packer that failed does not wait for its chunks.
-    drop(job.reply.send(done));
-}
-
-fn process(shared: &Shared, number: usize, plain: Vec<u8>, small: bool) -> Done {
+/// Names and compresses a chunk.
+fn process(shared: &Shared, Plain { number, bytes: plain, small }: Plain) -> Done {
     let digest = shared.recipe.algorithm.digest(&plain);
     let crc32 = crc32c::crc32c(&plain);
     let plain_len = plain.len();
@@ -211,60 +216,15 @@ fn process(shared: &Shared, number: usize, plain: Vec<u8>, small: bool) -> Done 
     Done { digest, crc32, plain_len, stored }
 }
 
-/// Threads that name and compress chunks, for all layers of all images.
-#[derive(Debug)]
-pub struct Pool {
-    jobs: Option<SyncSender<Job>>,
-    threads: Vec<JoinHandle<()>>,
+/// Returns how many jobs a packer has under way at most: one for each worker, and what keeps it busy while one is written.
+fn depth(threads: usize) -> usize {
+    threads + 2
 }
 
-impl Pool {
-    /// Starts as many threads as there are processors to use.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses a thread.
-    pub fn start(threads: usize) -> io::Result<Self> {
-        let (jobs, queue) = sync_channel::<Job>(threads);
-        let queue = Arc::new(Mutex::new(queue));
-        let spawn = |number| {
-            let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("pack-{number}")).spawn(move || {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    match next {
-                        Ok(job) => work(job),
-                        Err(_) => return,
-                    }
-                }
-            })
-        };
-        let threads = (0..threads).map(spawn).collect::<io::Result<_>>()?;
-        Ok(Self { jobs: Some(jobs), threads })
-    }
-
-    /// Starts as many threads as there are processors to use.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses a thread.
-    pub fn for_this_machine() -> io::Result<Self> {
-        Self::start(std::thread::available_parallelism().map_or(1, usize::from))
-    }
-
-    /// Returns how many threads there are.
-    pub fn threads(&self) -> usize {
-        self.threads.len()
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.jobs = None;
-        for thread in self.threads.drain(..) {
-            drop(thread.join());
-        }
-    }
+/// Returns how many bytes of chunks a packer holds at most, each plain and, once compressed, stored.
+pub fn chunks_in_memory(threads: usize, chunk_size: u32) -> u64 {
+    let job = u64::from(chunk_size) + TOGETHER as u64;
+    2 * job * (depth(threads) as u64 + 1)
 }
 
 /// What the bytes of a body are known by, if it has any: see [`Body::digest`].
@@ -292,17 +252,18 @@ pub struct Packer<'p, W> {
     pool: &'p Pool,
     shared: Arc<Shared>,
     blob: BlobWriter<W>,
-    under_way: VecDeque<(BodyId, Pending)>,
-    depth: usize,
-    handed_out: usize,
+    /// What the pool serves first.
+    weight: u64,
+    /// Chunks that are handed out together, of these bodies, and their bytes.
+    gathered: Vec<Plain>,
+    owners: Vec<BodyId>,
+    bytes: usize,
+    under_way: VecDeque<(Vec<BodyId>, Receiver<Vec<Done>>)>,
+    /// How many chunks came so far.
+    came: usize,
     bodies: Vec<Body>,
     /// Whether the body that was begun last has one chunk.
     single: bool,
-}
-
-enum Pending {
-    Ready(Done),
-    Waiting(Receiver<Done>),
 }
 
 impl<W: std::fmt::Debug> std::fmt::Debug for Packer<'_, W> {
@@ -329,12 +290,22 @@ impl<'p, W: Write> Packer<'p, W> {
             pool,
             shared: Arc::new(shared),
             blob: BlobWriter::new(out, recipe.options(form)?),
+            weight: 0,
+            gathered: Vec::new(),
+            owners: Vec::new(),
+            bytes: 0,
             under_way: VecDeque::new(),
-            depth: pool.threads() + 2,
-            handed_out: 0,
+            came: 0,
             bodies: Vec::new(),
             single: false,
         })
+    }
+
+    /// Has the pool serve this blob before lighter ones.
+    #[must_use]
+    pub fn weighing(mut self, weight: u64) -> Self {
+        self.weight = weight;
+        self
     }
 
     /// Begins the next body, of `size` bytes.
@@ -351,23 +322,36 @@ impl<'p, W: Write> Packer<'p, W> {
     ///
     /// If this or an earlier chunk cannot be compressed or written.
     pub fn push(&mut self, body: BodyId, plain: Vec<u8>) -> Result<(), PackError> {
-        let number = self.handed_out;
-        self.handed_out += 1;
         let batch_size = self.shared.recipe.batch_size.filter(|_| self.single);
         let small = batch_size.is_some_and(|size| plain.len() < size as usize / 2);
-        let pending = if plain.len() <= INLINE {
-            Pending::Ready(process(&self.shared, number, plain, small))
-        } else {
-            let (reply, result) = sync_channel(1);
-            let job = Job { number, plain, small, shared: Arc::clone(&self.shared), reply };
-            let jobs = self.pool.jobs.as_ref().ok_or(PackError::Stopped)?;
-            jobs.send(job).map_err(|_| PackError::Stopped)?;
-            Pending::Waiting(result)
-        };
-        self.under_way.push_back((body, pending));
-        while self.under_way.len() > self.depth || matches!(self.under_way.front(), Some((_, Pending::Ready(_)))) {
+        self.bytes += plain.len();
+        self.gathered.push(Plain { number: self.came, bytes: plain, small });
+        self.owners.push(body);
+        self.came += 1;
+        if self.bytes >= TOGETHER || self.gathered.len() >= MANY {
+            self.hand_out()?;
+        }
+        Ok(())
+    }
+
+    fn hand_out(&mut self) -> Result<(), PackError> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        while self.under_way.len() >= depth(self.pool.threads()) {
             self.take_oldest()?;
         }
+        let chunks = std::mem::take(&mut self.gathered);
+        self.bytes = 0;
+        let shared = Arc::clone(&self.shared);
+        let (reply, result) = sync_channel(1);
+        let work = move || {
+            let done = chunks.into_iter().map(|chunk| process(&shared, chunk)).collect();
+            // A packer that failed does not wait for its chunks.
+            drop(reply.send(done));
+        };
+        self.pool.hand_out(Job { weight: self.weight, work: Box::new(work) })?;
+        self.under_way.push_back((std::mem::take(&mut self.owners), result));
         Ok(())
     }
 
@@ -383,6 +367,7 @@ impl<'p, W: Write> Packer<'p, W> {
     }
 
     fn drain(&mut self) -> Result<(), PackError> {
+        self.hand_out()?;
         while !self.under_way.is_empty() {
             self.take_oldest()?;
         }
@@ -400,15 +385,20 @@ impl<'p, W: Write> Packer<'p, W> {
     }
 
     fn take_oldest(&mut self) -> Result<(), PackError> {
-        let Some((body, pending)) = self.under_way.pop_front() else { return Ok(()) };
-        let done = match pending {
-            Pending::Ready(done) => done,
-            Pending::Waiting(done) => done.recv().map_err(|_| PackError::Stopped)?,
-        };
+        let Some((owners, result)) = self.under_way.pop_front() else { return Ok(()) };
+        let done = result.recv().map_err(|_| PackError::Stopped)?;
+        for (body, done) in owners.into_iter().zip(done) {
+            self.take(body, &done)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a body its next chunk.
+    fn take(&mut self, body: BodyId, done: &Done) -> Result<(), PackError> {
         let place = match (&done.stored, self.shared.seen.appended(done.digest)) {
             (&Stored::Known(place), _) => place,
             (_, Some(chunk)) => ChunkRef { blob: 0, chunk },
-            (_, None) => self.append(&done)?,
+            (_, None) => self.append(done)?,
         };
         let algorithm = self.shared.recipe.algorithm;
         let body = &mut self.bodies[body.0];

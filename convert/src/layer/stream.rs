@@ -1,6 +1,6 @@
 //! The bytes of a layer to its tree and the data of its blob, in one pass.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 
 use nydus_rafs::NodeKind;
 use nydus_rafs::blob::write::BlobWriter;
@@ -9,6 +9,9 @@ use sha2::{Digest as _, Sha256};
 use super::{Layer, LayerBuilder, LayerError, Rules};
 use crate::pack::{Body, BodyDigest, PackError, Packer};
 use crate::tar::{Archive, TarError};
+
+/// How much is decoded at once, in bytes: a decoder that is asked for a header of 512 does little else than begin and end.
+const PIECE: usize = 128 << 10;
 
 /// Why a layer cannot be made into a blob.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +44,7 @@ pub fn pack_tar<R: Read, W: Write>(
     chunk_size: u32,
     mut packer: Packer<'_, W>,
 ) -> Result<(Layer, Vec<BodyDigest>, BlobWriter<W>), StreamError> {
-    let mut archive = Archive::new(input);
+    let mut archive = Archive::new(BufReader::with_capacity(PIECE, input));
     let mut builder = LayerBuilder::new(rules);
     while let Some(entry) = archive.next_entry()? {
         let size = entry.size;

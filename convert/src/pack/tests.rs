@@ -59,5 +59,6 @@ fn a_full_disk_is_an_error_that_names_the_chunk() {
     let mut packer = Packer::new(&pool, recipe, &Arc::default(), Form::Plain, Full(10_000)).unwrap();
     let body = packer.begin(4096 * 7);
     let failed = chunks().into_iter().find_map(|chunk| packer.push(body, chunk).err());
+    let failed = failed.or_else(|| packer.finish().err());
     assert!(matches!(failed, Some(PackError::Write { chunk: 3.., .. })), "{failed:?}");
 }
