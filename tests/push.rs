@@ -18,8 +18,9 @@ use nydus_backend::registry::Client;
 use nydus_tests::authority::Authority;
 use nydus_tests::converted::Converted;
 use nydus_tests::front::Front;
-use nydus_tests::gate::{Gate, Pace};
+use nydus_tests::gate::{Gate, Loss, Pace};
 use nydus_tests::image::{self, Layer};
+use nydus_tests::keeper::Keeper;
 use nydus_tests::moody::{Asked, Mood, Moody};
 use nydus_tests::needs::{Need, met};
 use nydus_tests::process::{run, shoal};
@@ -154,6 +155,41 @@ async fn a_registry_that_restarts_in_the_middle_of_a_push_gets_the_image() -> Re
     ensure!(output.status.success(), "the conversion did not survive:\n{}", said(&output));
     ensure!(said(&output).contains("broke off"), "nothing was said of the restart:\n{}", said(&output));
     bed.is_right(&other.host).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_breaks_in_the_middle_goes_on_there_if_the_registry_kept_what_came() -> Result<()> {
+    if !met(NEEDS) {
+        return Ok(());
+    }
+    let bed = Bed::new("resume").await?;
+    let other = Registry::start(&bed.scratch.dir("other")?)?;
+    let keeper = Keeper::start(&other.host).await?;
+    // 40 Mbit/s: the large blob takes more than two seconds.
+    let gate = Gate::open(&keeper.host, Pace { bits_per_second: 40_000_000, round_trip: Duration::ZERO })?;
+    let converting = tokio::spawn({
+        let mut command = bed.convert(&bed.registry.host, &gate.host)?;
+        command.arg("--no-verify");
+        async move { ended(&mut command).await }
+    });
+    for come in [6_000_000, 10_000_000] {
+        let begun = Instant::now();
+        while keeper.came() < come {
+            ensure!(begun.elapsed() < Duration::from_secs(60), "only {} bytes have come", keeper.came());
+            ensure!(!converting.is_finished(), "the conversion is over with {} bytes", keeper.came());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gate.cut(Loss::Reset)?;
+    }
+    let output = converting.await??;
+    ensure!(output.status.success(), "the conversion did not survive:\n{}", said(&output));
+    ensure!(said(&output).contains("going on where the push broke off"), "it began again:\n{}", said(&output));
+    bed.is_right(&other.host).await?;
+    let image = Converted::pull(&image::client(&other.host)?, "target", "nydus", &bed.scratch.dir("sizes")?).await?;
+    let sizes = image.manifest["layers"].as_array().into_iter().flatten().filter_map(|layer| layer["size"].as_u64());
+    let whole = sizes.sum::<u64>() + image.manifest["config"]["size"].as_u64().unwrap_or_default();
+    ensure!(keeper.came() == whole, "{} bytes were sent of blobs of {whole}", keeper.came());
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

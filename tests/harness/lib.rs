@@ -21,6 +21,7 @@ pub mod front;
 pub mod fuse;
 pub mod gate;
 pub mod image;
+pub mod keeper;
 pub mod lab;
 pub mod liar;
 pub mod manner;

@@ -78,19 +78,20 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             }
             response
         }
-        Mood::Fair | Mood::Forgetful | Mood::Damaging => {
-            pass_on(&inner, request, &mood).await.unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response())
-        }
+        Mood::Fair | Mood::Forgetful | Mood::Damaging => pass_on(&inner.http, &inner.upstream, request, &mood)
+            .await
+            .unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response()),
     }
 }
 
-async fn pass_on(inner: &Inner, request: Request, mood: &Mood) -> Result<Response> {
+/// Passes a request on to `upstream`, and its answer back.
+pub(crate) async fn pass_on(http: &reqwest::Client, upstream: &str, request: Request, mood: &Mood) -> Result<Response> {
     let (head, body) = request.into_parts();
     let path = match mood {
         Mood::Forgetful => head.uri.path(),
         _ => head.uri.path_and_query().map_or("", |path| path.as_str()),
     };
-    let sent = inner.http.request(head.method, format!("http://{}{path}", inner.upstream)).headers(head.headers);
+    let sent = http.request(head.method, format!("http://{upstream}{path}")).headers(head.headers);
     let answer = sent.body(reqwest::Body::wrap_stream(body.into_data_stream())).send().await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = answer.status();

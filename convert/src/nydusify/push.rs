@@ -71,10 +71,11 @@ impl Destination {
         file: &Arc<File>,
     ) -> anyhow::Result<bool> {
         let mut attempt = 0;
+        let mut session = None;
         loop {
             let tried = self.too_large.load(Ordering::Relaxed);
             let part = tried.checked_sub(1).map(|index| PARTS[index]);
-            let error = match self.attempt(client, repository, digest, size, part, file).await {
+            let error = match self.attempt(client, repository, (digest, size), part, file, &mut session).await {
                 Ok(sent) => return Ok(sent),
                 Err(error) => error,
             };
@@ -96,43 +97,65 @@ impl Destination {
             }
             attempt += 1;
             if attempt >= TRIES || !(error.is_transient() || Upload::may_restart(&error)) {
+                if let Some(upload) = session {
+                    upload.cancel().await;
+                }
                 return Err(error).with_context(named);
             }
-            tracing::warn!(digest, %error, attempt, "push broke off, beginning again");
+            tracing::warn!(digest, %error, attempt, "push broke off");
             tokio::time::sleep(pause(attempt, error.retry_after())).await;
         }
     }
 
+    /// Opens an upload, or goes on with `session`, which stays if this breaks off.
     async fn attempt(
         &self,
         client: &Client,
         repository: &str,
-        digest: &str,
-        size: u64,
+        (digest, size): (&str, u64),
         part: Option<u64>,
         file: &Arc<File>,
+        session: &mut Option<Upload>,
     ) -> Result<bool, RegistryError> {
-        if client.has_blob(repository, digest).await? {
-            tracing::debug!(digest, "the target has the blob");
-            return Ok(false);
-        }
-        let mut upload = match &self.sibling {
-            Some(sibling) => match client.mount_blob(repository, digest, sibling).await? {
-                Mounted::Done => return Ok(false),
-                Mounted::Upload(upload) => upload,
-            },
-            None => client.start_upload(repository).await?,
-        };
-        match part {
-            _ if size == 0 => {}
-            Some(part) if part < size => {
-                while upload.sent() < size {
-                    let at = upload.sent();
-                    let end = (at + part).min(size);
-                    upload = upload.part(end - at, pieces(Arc::clone(file), at..end)).await?;
+        if let Some(mut upload) = session.take() {
+            match upload.resume().await {
+                Ok(arrived) if arrived <= size => {
+                    tracing::info!(digest, arrived, "going on where the push broke off");
+                    *session = Some(upload);
                 }
+                Ok(_) => upload.cancel().await,
+                Err(error) if error.is_transient() && !matches!(error, RegistryError::Form { .. }) => {
+                    *session = Some(upload);
+                    return Err(error);
+                }
+                Err(error) => tracing::info!(digest, %error, "the registry has lost the upload; beginning again"),
             }
-            _ => upload = upload.stream(Some(size), pieces(Arc::clone(file), 0..size)).await?,
+        }
+        let upload = match session {
+            Some(upload) => upload,
+            None => {
+                if client.has_blob(repository, digest).await? {
+                    tracing::debug!(digest, "the target has the blob");
+                    return Ok(false);
+                }
+                session.insert(match &self.sibling {
+                    Some(sibling) => match client.mount_blob(repository, digest, sibling).await? {
+                        Mounted::Done => return Ok(false),
+                        Mounted::Upload(upload) => upload,
+                    },
+                    None => client.start_upload(repository).await?,
+                })
+            }
+        };
+        while upload.sent() < size {
+            let at = upload.sent();
+            let end = part.map_or(size, |part| size.min(at.saturating_add(part)));
+            let bytes = pieces(Arc::clone(file), at..end);
+            // Of a blob in one piece nobody needs to hear where it begins.
+            match (at, end) == (0, size) {
+                true => upload.stream(Some(size), bytes).await?,
+                false => upload.part(end - at, bytes).await?,
+            }
         }
         upload.finish(digest, Bytes::new()).await?;
         Ok(true)

@@ -1,16 +1,19 @@
 //! Blobs and manifests on their way up.
 //!
 //! An upload is a session: POST opens it, its address comes in `Location` (absolute or relative, with a
-//! query that must be kept, and new after every step), PATCH adds bytes, PUT with the digest closes it. A
-//! registry that restarts forgets its sessions; then the upload starts again from the beginning, which only
-//! the caller can do who knows where the bytes come from. [`RegistryError::is_transient`] tells when.
+//! query that must be kept, and new after every step), PATCH adds bytes, PUT with the digest closes it.
+//!
+//! Where a connection breaks in the middle, GET of that address tells how many bytes arrived ([`Upload::resume`]), and the
+//! rest goes on from there. Not every registry can: CNCF distribution 2.8 gives a session up whose bytes are not those that
+//! its address tells of, and a registry that restarts forgets its sessions. Then the upload starts again from the beginning. Either way only
+//! the caller knows where the bytes come from. [`RegistryError::is_transient`] tells when to try.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Request, Response, Url};
 use sha2::Digest as _;
@@ -153,9 +156,29 @@ pub(crate) fn is_lost_session(error: &RegistryError) -> bool {
 }
 
 impl Upload {
-    /// Returns how many bytes were sent so far.
+    /// Returns how many bytes the registry has, as far as it has said so.
     pub fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// Asks how many bytes arrived, after sending broke off, so that the rest can be sent as a [`Self::part`].
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]; unless it is transient, the session is lost.
+    pub async fn resume(&mut self) -> Result<u64, RegistryError> {
+        let call = Call::new(Method::GET, self.location.clone(), &self.repository, self.access.clone());
+        let response = self.client.call(&call).await?;
+        let known = [StatusCode::NO_CONTENT, StatusCode::OK, StatusCode::ACCEPTED];
+        let response = self.client.expect(&call.method, response, &known).await?;
+        let range = response.headers().get(RANGE).and_then(|range| range.to_str().ok()).and_then(arrived);
+        let reason = || "an upload's state without saying how much it has".to_owned();
+        let arrived = range.ok_or_else(|| RegistryError::Form { url: loggable(response.url()), reason: reason() })?;
+        if response.headers().contains_key(LOCATION) {
+            self.location = next_location(&response)?;
+        }
+        self.sent = arrived;
+        Ok(arrived)
     }
 
     /// Tells whether `error`, returned by an upload, may be answered by starting a new one from the beginning.
@@ -169,8 +192,8 @@ impl Upload {
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]; the session is lost then.
-    pub async fn stream<S, E>(self, length: Option<u64>, bytes: S) -> Result<Self, RegistryError>
+    /// [`RegistryError`]; how much has arrived only [`Self::resume`] can tell then.
+    pub async fn stream<S, E>(&mut self, length: Option<u64>, bytes: S) -> Result<(), RegistryError>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
@@ -182,8 +205,8 @@ impl Upload {
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]; the session is lost then.
-    pub async fn part<S, E>(self, length: u64, bytes: S) -> Result<Self, RegistryError>
+    /// As [`Self::stream`].
+    pub async fn part<S, E>(&mut self, length: u64, bytes: S) -> Result<(), RegistryError>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
@@ -193,7 +216,12 @@ impl Upload {
         self.patch(Some(length), Some(range), bytes).await
     }
 
-    async fn patch<S, E>(self, length: Option<u64>, range: Option<HeaderValue>, bytes: S) -> Result<Self, RegistryError>
+    async fn patch<S, E>(
+        &mut self,
+        length: Option<u64>,
+        range: Option<HeaderValue>,
+        bytes: S,
+    ) -> Result<(), RegistryError>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
@@ -216,18 +244,19 @@ impl Upload {
         };
         let accepted = [StatusCode::ACCEPTED, StatusCode::NO_CONTENT, StatusCode::CREATED];
         let response = self.client.expect(&Method::PATCH, response, &accepted).await?;
-        let sent = self.sent + moved.total();
-        let location =
-            if response.headers().contains_key(LOCATION) { next_location(&response)? } else { self.location };
-        Ok(Self { location, sent, ..self })
+        self.sent += moved.total();
+        if response.headers().contains_key(LOCATION) {
+            self.location = next_location(&response)?;
+        }
+        Ok(())
     }
 
     /// Sends what is left, if anything, and closes the upload: the blob must have `digest` now.
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]; the session is lost then.
-    pub async fn finish(self, digest: &str, rest: Bytes) -> Result<(), RegistryError> {
+    /// As [`Self::stream`].
+    pub async fn finish(&self, digest: &str, rest: Bytes) -> Result<(), RegistryError> {
         let mut url = self.location.clone();
         url.query_pairs_mut().append_pair("digest", digest);
         let moved = Progress::default();
@@ -324,9 +353,42 @@ async fn while_moving(http: &Http, request: Request, moved: &Progress) -> Result
     }
 }
 
+/// Reads how many bytes of an upload arrived: `0-N` for the last of them, in some registries with `bytes=` before it.
+fn arrived(range: &str) -> Option<u64> {
+    let range = range.trim().trim_start_matches("bytes").trim_start_matches(['=', ' ']);
+    let (first, last) = range.split_once('-')?;
+    match (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?) {
+        // Also said of nothing at all; to send one byte twice would be wrong, to begin again is not.
+        (0, 0) => Some(0),
+        (0, last) => last.checked_add(1),
+        _ => None,
+    }
+}
+
 fn next_location(response: &Response) -> Result<Url, RegistryError> {
     let wrong = |reason| RegistryError::Redirect { url: loggable(response.url()), reason };
     let location = response.headers().get(LOCATION).ok_or_else(|| wrong("an upload without saying where"))?;
     let location = location.to_str().map_err(|_| wrong("an upload to what is no URL"))?;
     response.url().join(location).map_err(|_| wrong("an upload to what is no URL"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::arrived;
+
+    #[test]
+    fn registries_tell_in_two_ways_how_much_of_an_upload_arrived() {
+        for (range, wanted) in [
+            ("0-0", Some(0)),
+            ("0-1023", Some(1024)),
+            ("bytes=0-9", Some(10)),
+            ("bytes 0-9", Some(10)),
+            ("5-9", None),
+            ("0-", None),
+            ("", None),
+            ("0-18446744073709551615", None),
+        ] {
+            assert_eq!(arrived(range), wanted, "{range}");
+        }
+    }
 }

@@ -78,12 +78,12 @@ async fn a_real_registry_takes_and_gives_blobs_and_manifests() {
     assert!(matches!(client.mount_blob("to/there", &name, "from/here").await.unwrap(), Mounted::Done));
 
     let other = sample(1_234_567).slice(1..);
-    let Mounted::Upload(upload) = client.mount_blob("to/there", &digest(&other), "from/here").await.unwrap() else {
+    let Mounted::Upload(mut upload) = client.mount_blob("to/there", &digest(&other), "from/here").await.unwrap() else {
         panic!("it is not there")
     };
     let pieces: Vec<Result<Bytes, std::io::Error>> =
         other.chunks(100_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-    let upload = upload.stream(None, futures::stream::iter(pieces)).await.unwrap();
+    upload.stream(None, futures::stream::iter(pieces)).await.unwrap();
     upload.finish(&digest(&other), Bytes::new()).await.unwrap();
     assert_eq!(client.blob_size("to/there", &digest(&other)).await.unwrap(), 1_234_566);
 

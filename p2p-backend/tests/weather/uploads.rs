@@ -34,7 +34,21 @@ impl Sessions {
             }
             return self.step(Vec::new(), 202);
         }
+        if seen.method == "GET" {
+            let state = query.get("state").cloned().unwrap_or_default();
+            return match self.open.get(&state) {
+                Some(bytes) => Reply::new(204).header("Range", format!("0-{}", bytes.len().saturating_sub(1))),
+                None => Reply::new(404),
+            };
+        }
+        let begin: Option<usize> =
+            seen.header("content-range").split_once('-').and_then(|(begin, _)| begin.parse().ok());
         let session = query.get("state").and_then(|state| self.open.remove(state));
+        if let (Some(begin), Some(bytes)) = (begin, &session)
+            && bytes.len() != begin
+        {
+            return Reply::new(416);
+        }
         let Some(mut bytes) = session.filter(|_| self.forget == 0) else {
             self.forget = self.forget.saturating_sub(1);
             return Reply::new(404).body(r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}"#);
@@ -86,12 +100,32 @@ async fn a_stream_of_unknown_length_arrives() {
         let blob = sample(30_000);
         let pieces: Vec<Result<Bytes, std::io::Error>> =
             (0..3).map(|at| Ok(blob.slice(at * 10_000..(at + 1) * 10_000))).collect();
-        let upload = server.client().start_upload("r").await.unwrap();
-        let upload = upload.stream(length, futures::stream::iter(pieces)).await.unwrap();
+        let mut upload = server.client().start_upload("r").await.unwrap();
+        upload.stream(length, futures::stream::iter(pieces)).await.unwrap();
         assert_eq!(upload.sent(), 30_000);
         upload.finish(&digest(&blob), Bytes::new()).await.unwrap();
         assert_eq!(sessions.lock().unwrap().done[&digest(&blob)], blob);
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_broke_off_goes_on_with_what_has_not_arrived() {
+    let (server, sessions) = registry(0).await;
+    let blob = sample(30_000);
+    let mut upload = server.client().start_upload("r").await.unwrap();
+    let lost = std::io::Error::other("the link is gone");
+    assert!(upload.stream(Some(30_000), futures::stream::iter([Ok(blob.slice(..9000)), Err(lost)])).await.is_err());
+    // As a registry has it that keeps what came.
+    sessions.lock().unwrap().open.insert("s 1".into(), blob.slice(..7000).to_vec());
+    assert_eq!(upload.resume().await.unwrap(), 7000);
+    let rest = futures::stream::iter([Ok::<_, std::io::Error>(blob.slice(7000..))]);
+    upload.part(23_000, rest).await.unwrap();
+    upload.finish(&digest(&blob), Bytes::new()).await.unwrap();
+    assert_eq!(sessions.lock().unwrap().done[&digest(&blob)], blob);
+    let seen = server.seen();
+    let last = seen.iter().rfind(|seen| seen.method == "PATCH").unwrap();
+    assert_eq!((last.header("content-range"), last.body.len()), ("7000-29999", 23_000));
+    assert!(!upload.resume().await.unwrap_err().is_transient(), "a session that is closed is gone");
 }
 
 #[tokio::test]
@@ -151,7 +185,7 @@ async fn a_manifest_is_put_with_its_type() {
 async fn a_source_that_fails_fails_the_upload() {
     let (server, _) = registry(0).await;
     let pieces = vec![Ok(sample(10)), Err(std::io::Error::other("the disk is gone"))];
-    let upload = server.client().start_upload("r").await.unwrap();
+    let mut upload = server.client().start_upload("r").await.unwrap();
     assert!(upload.stream(None, futures::stream::iter(pieces)).await.is_err());
     let server = Server::start(|seen: &Seen| match seen.method.as_str() {
         "POST" => Reply::new(202).header("Location", "/u"),
