@@ -10,6 +10,7 @@ pub mod mount;
 pub mod place;
 pub mod progress;
 
+mod assembly;
 mod bundle;
 mod layer;
 mod push;

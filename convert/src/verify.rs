@@ -85,27 +85,31 @@ pub type Contents = HashMap<NodeId, Digest>;
 #[derive(Debug, Default)]
 pub struct Sound(HashMap<u32, (Digest, u64)>);
 
-/// Joins the chunks of blob number `blob`, as the bootstrap has them, with the blob's own table (from the bytes that
+/// Joins the chunks of blob `info` that an image names with the blob's own table (from the bytes that
 /// [`nydus_rafs::blob::table::TableLocation::with_header`] names): some daemons go by one, some by the other.
 ///
 /// # Errors
 ///
 /// If the two contradict each other.
-pub fn chunks<B: AsRef<[u8]>>(
-    image: &Bootstrap<B>,
-    blob: usize,
-    table: Option<&[u8]>,
-) -> Result<ChunkTable, VerifyError> {
-    let info = &image.blobs()[blob];
-    let named = image.chunks(u16::try_from(blob).unwrap_or(u16::MAX)).map_err(VerifyError::Tables)?;
-    let Some(table) = table else { return Ok(ChunkTable::new(named.all().to_vec())) };
-    let joined = BlobTable::read(info, table).and_then(|own| own.with_digests(&named)).map_err(VerifyError::Tables)?;
+pub fn chunks(info: &BlobInfo, named: &ChunkTable, table: &[u8]) -> Result<ChunkTable, VerifyError> {
+    let joined = BlobTable::read(info, table).and_then(|own| own.with_digests(named)).map_err(VerifyError::Tables)?;
+    agree(info, named, &joined)?;
+    Ok(joined)
+}
+
+/// Checks that each chunk of blob `info` that an image names is where `own` has it, and has the same digest.
+///
+/// # Errors
+///
+/// The first that is not.
+pub fn agree(info: &BlobInfo, named: &ChunkTable, own: &ChunkTable) -> Result<(), VerifyError> {
     for chunk in named.all() {
-        let own = joined.at(chunk.index, chunk.plain.start);
+        let own = own.at(chunk.index, chunk.plain.start);
         // Of a part of something larger the bootstrap does not tell where it is stored.
         let same = own.is_some_and(|own| {
-            own.container.is_some()
-                || (&own.plain, &own.stored, own.codec) == (&chunk.plain, &chunk.stored, chunk.codec)
+            own.digest == chunk.digest
+                && (own.container.is_some()
+                    || (&own.plain, &own.stored, own.codec) == (&chunk.plain, &chunk.stored, chunk.codec))
         });
         if !same {
             let why = format!("its table does not have chunk {} where the bootstrap has it", chunk.index.0);
@@ -113,7 +117,7 @@ pub fn chunks<B: AsRef<[u8]>>(
             return Err(VerifyError::Blob { blob: info.id.to_string(), source });
         }
     }
-    Ok(joined)
+    Ok(())
 }
 
 /// Reads blob `info` from its first byte on, decodes every one of `chunks` that the image refers to and checks it.

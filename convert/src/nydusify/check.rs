@@ -4,6 +4,7 @@
 //! all of its blobs; every file is that of the original, read back as a node reads it. The last one needs the original,
 //! which is unpacked by the rules of the conversion.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -103,8 +104,9 @@ pub async fn check(request: &Request, progress: &Progress) -> anyhow::Result<Ver
     let workshop =
         Workshop { pool, recipe, refer: false, dictionary: Arc::default(), work_dir: Arc::from(&*request.work_dir) };
     let expected = expected(&workshop, origin, &source, progress).await.context("reading the source")?;
-    let compared = readback::compare(place, boot, expected, recipe.algorithm, at_once, Rigour::Established).await;
-    Ok(Verdict::Same(compared.context("the image is not the source")?))
+    let how = (recipe.algorithm, Rigour::Established);
+    let compared = readback::compare(place, boot, expected, how, at_once, HashMap::new()).await;
+    Ok(Verdict::Same(compared.context("the image is not the source")?.0))
 }
 
 /// Returns the bootstrap layer of a nydus image.

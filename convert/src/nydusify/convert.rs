@@ -1,48 +1,43 @@
 //! `nydusify convert`: an image to a RAFS image, each in a registry or in an OCI layout.
 //!
-//! All layers of a platform are fetched, converted and pushed at the same time, as many as memory allows. Once their
-//! trees are known, [`crate::overlay`] makes one of them, which becomes the bootstrap layer. Then everything that was pushed
-//! is read back and compared with the source ([`crate::verify`]), and only then the manifest gets its name. Until that
+//! The layers of a platform are fetched and converted at the same time, as many as memory allows, the largest first. Each is
+//! pushed, read back and checked while others are still made. Once their
+//! trees are known, [`crate::overlay`] makes one of them, which becomes the bootstrap layer. That is read back too and
+//! compared with the source ([`crate::verify`]), and only then the manifest gets its name. Until that
 //! moment nobody who asks for the target sees anything of this.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use nydus_backend::registry::Reference;
-use nydus_rafs::blob::format::features;
-use nydus_rafs::{BlobInfo, Chunk, Digest, codec};
+use nydus_rafs::{BlobInfo, ChunkTable, Digest};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
-use super::bundle::{self, Member};
+use super::assembly;
 use super::copy;
 pub use super::fetch::Wanted;
 use super::fetch::{self, Found};
 use super::known::Known;
 use super::layer::{self, Made, Workshop};
 use super::place::Place;
-use super::progress::Progress;
+use super::progress::{LayerBar, Progress};
 use super::push::Destination;
-use super::readback::{self, Expected};
-use crate::bootstrap::{self, Blob, Style};
-use crate::dictionary::Dictionary;
+use super::readback::{self, Checked, Expected};
 use crate::layer::Rules;
 use crate::oci::{Descriptor, Index, Manifest, Platform, names};
-use crate::overlay;
-use crate::pack::{Pool, Recipe};
+use crate::pack::{Pool, Recipe, chunks_in_memory};
 use crate::verify::Rigour;
 
 /// Memory that chunks under way may take, in bytes; trees and the program itself come on top.
-const CHUNK_MEMORY: u64 = 96 << 20;
+const CHUNK_MEMORY: u64 = 40 << 20;
 
-/// The most layers worked on at once: more would only make each wait longer.
+/// The most layers worked on at once: more would only make each wait longer. And the most that are pushed at once.
 const MAX_LAYERS: u64 = 4;
 
 /// What to convert, and how.
@@ -92,12 +87,14 @@ pub struct Metrics {
     pub conversion_elapsed: u64,
     /// Nanoseconds for everything that was pushed after that.
     pub target_push_elapsed: u64,
-    /// Nanoseconds of the comparison with the source; 0 without one.
+    /// Nanoseconds that nothing but the comparison with the source took, at the end; 0 without one.
     pub verify_elapsed: u64,
+    /// Nanoseconds that the processors spent on it, most of them while layers were still made.
+    pub verify_cpu: u64,
 }
 
-fn nanos(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Converts an image; returns the digest of what the target's tag names.
@@ -113,7 +110,7 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
     let (found, index) = fetch::manifests(&request.origin, request.source.target(), &request.wanted, false)
         .await
         .with_context(|| format!("reading {}", request.source))?;
-    metrics.source_pull_elapsed = nanos(begun);
+    metrics.source_pull_elapsed = nanos(begun.elapsed());
     let pool = Pool::for_this_machine().context("starting worker threads")?;
     let workshop = Workshop {
         pool: Arc::new(pool),
@@ -167,7 +164,7 @@ pub async fn convert(request: &Request, progress: &Progress, metrics: &mut Metri
             destination.refer(one.descriptor, &one.bytes).await?;
         }
     }
-    metrics.target_push_elapsed += nanos(pushing);
+    metrics.target_push_elapsed += nanos(pushing.elapsed());
     Ok(format!("sha256:{}", hex::encode(Sha256::digest(&bytes))))
 }
 
@@ -198,14 +195,6 @@ struct Image<'r> {
     progress: &'r Progress,
 }
 
-/// A blob of the image, whichever layers have it.
-struct ImageBlob {
-    info: BlobInfo,
-    chunks: Vec<Chunk>,
-    /// Digest of the object that was made for it, and the object; nothing for a blob of the dictionary.
-    made: Option<(Digest, Arc<File>)>,
-}
-
 impl Image<'_> {
     async fn convert(&self, source: Found, metrics: &mut Metrics) -> anyhow::Result<Converted> {
         if source.manifest.layers.last().is_some_and(Descriptor::is_nydus) {
@@ -225,66 +214,38 @@ impl Image<'_> {
         let begun = Instant::now();
         let mut config = fetch::config(&self.request.origin, &manifest.config).await?;
         let diff_ids = diff_ids(&config, manifest.layers.len())?;
-        metrics.source_pull_elapsed += nanos(begun);
+        metrics.source_pull_elapsed += nanos(begun.elapsed());
         let begun = Instant::now();
         metrics.source_image_size += manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
-        let made = self.layers(&manifest.layers, &diff_ids).await?;
-        metrics.conversion_elapsed += nanos(begun);
-
-        let begun = Instant::now();
-        let mut layers: Vec<Descriptor> = made.iter().map(blob_descriptor).collect();
-        let merge = tokio::task::spawn_blocking({
-            let recipe = self.workshop.recipe;
-            let prefetch = self.request.prefetch.clone();
-            let dictionary = Arc::clone(&self.workshop.dictionary);
-            move || merge(made, &dictionary, recipe, &prefetch)
-        });
-        let merged = merge.await.context("merging the layers stopped")??;
-        for info in &merged.known {
-            let digest = format!("sha256:{}", info.id);
-            if let Some(known) = self.request.dictionary.as_ref()
-                && layers.iter().all(|layer| layer.digest != digest)
-            {
-                layers.push(known.bring(info, self.destination, &self.request.work_dir).await?);
-            }
-        }
-        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
-        let bundle = merged.bundle;
-        let bundle_digest = format!("sha256:{}", bundle.digest);
-        let bundle_size = bundle.bytes.len() as u64;
-        self.destination.push_bytes(&bundle_digest, bundle.bytes.into()).await?;
-
-        let version = self.workshop.recipe.version.number().to_string();
         let docker = !self.request.oci && manifest.media_type == names::DOCKER_MANIFEST;
-        extend_config(&mut config, diff_ids, format!("sha256:{}", bundle.diff_id))?;
-        let config = Bytes::from(serde_json::to_vec(&config).context("writing the image's configuration")?);
-        let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(&config)));
-        self.destination.push_bytes(&config_digest, config.clone()).await?;
-        let mut bootstrap = Descriptor::new(
-            if docker { names::DOCKER_LAYER_GZIP } else { names::OCI_LAYER_GZIP },
-            &bundle_digest,
-            bundle_size,
-        );
-        bootstrap.annotations.insert(names::ANNOTATION_BOOTSTRAP.into(), "true".into());
-        bootstrap.annotations.insert(names::ANNOTATION_FS_VERSION.into(), version.clone());
-        layers.push(bootstrap.clone());
+        let (made, arriving) = manifest.layers.iter().map(|_| oneshot::channel()).unzip();
+        let ((checked, pushed), assembled) = tokio::try_join!(
+            async { Ok((self.layers(&manifest.layers, &diff_ids, made).await?, begun.elapsed())) },
+            self.assemble(arriving, &mut config, docker)
+        )?;
+        let Assembled { layers, config_digest, config, expected } = assembled;
+        metrics.conversion_elapsed += nanos(pushed);
+        metrics.target_push_elapsed += nanos(begun.elapsed().saturating_sub(pushed));
         metrics.target_image_size += layers.iter().map(|layer| layer.size).sum::<u64>();
-        metrics.target_push_elapsed += nanos(begun);
 
         if self.request.verify {
             let begun = Instant::now();
             let place = &self.destination.place;
+            let bootstrap = layers.last().context("an image without a bootstrap layer")?;
             let verify = async {
-                let image = readback::bootstrap(place, &bootstrap).await?;
+                let image = readback::bootstrap(place, bootstrap).await?;
                 let at_once = self.workshop.pool.threads();
-                let algorithm = self.workshop.recipe.algorithm;
-                readback::compare(place, image, merged.expected, algorithm, at_once, Rigour::Everything).await
+                let how = (self.workshop.recipe.algorithm, Rigour::Everything);
+                let checked = checked.into_iter().map(|checked| (checked.id().clone(), checked)).collect();
+                readback::compare(place, image, expected, how, at_once, checked).await
             };
-            let entries = verify.await.context("the pushed image is not the source image; nothing was tagged")?;
-            metrics.verify_elapsed += nanos(begun);
+            let (entries, cpu) = verify.await.context(NOT_THE_SOURCE)?;
+            metrics.verify_elapsed += nanos(begun.elapsed());
+            metrics.verify_cpu += nanos(cpu);
             tracing::info!(
                 entries,
                 seconds = begun.elapsed().as_secs_f32(),
+                cpu_seconds = cpu.as_secs_f32(),
                 "read the pushed image back: it equals the source"
             );
         } else {
@@ -301,7 +262,7 @@ impl Image<'_> {
         let mut annotations = manifest.annotations;
         annotations.insert(names::ANNOTATION_SOURCE_DIGEST.into(), descriptor.digest.clone());
         annotations.insert(names::ANNOTATION_SOURCE_REFERENCE.into(), self.request.source.to_string());
-        annotations.insert(names::ANNOTATION_FS_VERSION.into(), version);
+        annotations.insert(names::ANNOTATION_FS_VERSION.into(), self.workshop.recipe.version.number().to_string());
         annotations.insert(names::ANNOTATION_BUILDER.into(), format!("v{}", env!("CARGO_PKG_VERSION")));
         let manifest = Manifest {
             schema_version: 2,
@@ -318,114 +279,139 @@ impl Image<'_> {
         Ok(Converted { descriptor: out, bytes })
     }
 
-    /// Fetches, converts and pushes all layers, several at once.
-    async fn layers(&self, layers: &[Descriptor], diff_ids: &[String]) -> anyhow::Result<Vec<Made>> {
-        let chunk = u64::from(self.workshop.recipe.chunk_size);
-        // Each chunk under way is held plain and, once compressed, stored.
-        let per_layer = 2 * chunk * (self.workshop.pool.threads() as u64 + 2);
+    /// Fetches, converts, pushes and checks all layers, several at once and the largest first. Each is handed to whoever
+    /// assembles the image as soon as it is made.
+    async fn layers(
+        &self,
+        layers: &[Descriptor],
+        diff_ids: &[String],
+        made: Vec<oneshot::Sender<Made>>,
+    ) -> anyhow::Result<Vec<Checked>> {
+        let per_layer = chunks_in_memory(self.workshop.pool.threads(), self.workshop.recipe.chunk_size);
         let at_once = (CHUNK_MEMORY / per_layer).clamp(1, MAX_LAYERS);
-        let turn = Semaphore::new(usize::try_from(at_once).expect("a small number"));
-        let work = layers.iter().zip(diff_ids).enumerate().map(|(number, (layer, diff_id))| {
-            let turn = &turn;
-            async move {
-                let name = short(&layer.digest);
-                let _turn = turn.acquire().await.context("stopped")?;
-                let bar = self.progress.layer(name, layer.size);
+        let turns = |count: u64| Semaphore::new(usize::try_from(count).expect("a small number"));
+        let (making, pushing) = (turns(at_once), turns(MAX_LAYERS));
+        let mut work: Vec<_> = layers.iter().zip(diff_ids).zip(made).enumerate().collect();
+        work.sort_by_key(|(_, ((layer, _), _))| std::cmp::Reverse(layer.size));
+        let work = work.into_iter().map(|(number, ((layer, diff_id), arrived))| {
+            let (making, pushing) = (&making, &pushing);
+            let work = async move {
+                let turn = making.acquire().await.context("stopped")?;
+                let bar = self.progress.layer(short(&layer.digest), layer.size);
                 bar.say("converting");
                 let rules = if number == 0 { Rules::Lowest } else { Rules::Upper };
-                let origin = &self.request.origin;
-                let made = layer::make(self.workshop, origin, layer, diff_id, rules, bar.clone()).await?;
-                bar.say("pushing");
-                let digest = format!("sha256:{}", made.digest);
-                let sent = self.destination.push(&digest, made.size, &made.file).await?;
-                if made.original.is_some() {
-                    bar.say("bringing the original layer");
-                    self.destination.bring(origin, layer, &self.workshop.work_dir).await?;
-                }
-                bar.end(if sent { "pushed" } else { "was there" });
-                anyhow::Ok(made)
-            }
+                let made = layer::make(self.workshop, &self.request.origin, layer, diff_id, rules, bar.clone()).await?;
+                drop(turn);
+                let blob = Pushed::of(&made);
+                // If nobody waits for it any more, that has failed for a reason of its own.
+                drop(arrived.send(made));
+                let _turn = pushing.acquire().await.context("stopped")?;
+                self.push(layer, blob, &bar).await
+            };
+            async { work.await.with_context(|| format!("layer {}", layer.digest)) }
         });
-        let named = work
-            .zip(layers)
-            .map(|(work, layer)| async { work.await.with_context(|| format!("layer {}", layer.digest)) });
-        futures::future::try_join_all(named).await
+        let checked = futures::future::try_join_all(work).await?;
+        Ok(checked.into_iter().flatten().collect())
+    }
+
+    /// Brings a layer's blob to the target, and checks what is there then.
+    async fn push(&self, layer: &Descriptor, blob: Pushed, bar: &LayerBar) -> anyhow::Result<Option<Checked>> {
+        bar.say("pushing");
+        let place = &self.destination.place;
+        let sent = self.destination.push(&format!("sha256:{}", blob.digest), blob.size, &blob.file).await?;
+        if blob.refers {
+            bar.say("bringing the original layer");
+            self.destination.bring(&self.request.origin, layer, &self.workshop.work_dir).await?;
+        }
+        let mut checked = None;
+        if let (Some(info), true) = (blob.info, self.request.verify) {
+            bar.say("reading back");
+            checked = Some(readback::blob(place, &info, blob.chunks).await.context(NOT_THE_SOURCE)?);
+        }
+        bar.end(if sent { "pushed" } else { "was there" });
+        Ok(checked)
+    }
+
+    /// Waits for all layers, makes and pushes the bootstrap layer, and the image's configuration.
+    async fn assemble(
+        &self,
+        arriving: Vec<oneshot::Receiver<Made>>,
+        config: &mut serde_json::Value,
+        docker: bool,
+    ) -> anyhow::Result<Assembled> {
+        let mut made = Vec::new();
+        for layer in arriving {
+            made.push(layer.await.context("a layer was not made")?);
+        }
+        let mut layers: Vec<Descriptor> = made.iter().map(blob_descriptor).collect();
+        let merge = tokio::task::spawn_blocking({
+            let recipe = self.workshop.recipe;
+            let prefetch = self.request.prefetch.clone();
+            let dictionary = Arc::clone(&self.workshop.dictionary);
+            move || assembly::merge(made, &dictionary, recipe, &prefetch)
+        });
+        let assembly::Merge { bundle, known, expected } = merge.await.context("merging the layers stopped")??;
+        for info in &known {
+            let digest = format!("sha256:{}", info.id);
+            if let Some(known) = self.request.dictionary.as_ref()
+                && layers.iter().all(|layer| layer.digest != digest)
+            {
+                layers.push(known.bring(info, self.destination, &self.request.work_dir).await?);
+            }
+        }
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
+        let media_type = if docker { names::DOCKER_LAYER_GZIP } else { names::OCI_LAYER_GZIP };
+        let size = bundle.bytes.len() as u64;
+        let mut bootstrap = Descriptor::new(media_type, &format!("sha256:{}", bundle.digest), size);
+        self.destination.push_bytes(&bootstrap.digest, bundle.bytes.into()).await?;
+        bootstrap.annotations.insert(names::ANNOTATION_BOOTSTRAP.into(), "true".into());
+        let version = self.workshop.recipe.version.number().to_string();
+        bootstrap.annotations.insert(names::ANNOTATION_FS_VERSION.into(), version);
+        layers.push(bootstrap);
+
+        extend_config(config, diff_ids, format!("sha256:{}", bundle.diff_id))?;
+        let config = Bytes::from(serde_json::to_vec(config).context("writing the image's configuration")?);
+        let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(&config)));
+        self.destination.push_bytes(&config_digest, config.clone()).await?;
+        Ok(Assembled { layers, config_digest, config, expected })
     }
 }
 
-struct Merge {
-    bundle: bundle::Bundle,
-    /// The blobs of the dictionary that the image uses.
-    known: Vec<BlobInfo>,
-    expected: Expected,
+/// What is said when the target holds something else than was meant.
+const NOT_THE_SOURCE: &str = "the pushed image is not the source image; nothing was tagged";
+
+/// The blob of a layer on its way.
+struct Pushed {
+    digest: Digest,
+    size: u64,
+    file: Arc<File>,
+    /// What the image's bootstrap will say of it, if it has data.
+    info: Option<BlobInfo>,
+    chunks: Arc<ChunkTable>,
+    /// Whether it is nothing without the original layer.
+    refers: bool,
 }
 
-/// Lays the layers on one another and writes the bootstrap layer.
-fn merge(made: Vec<Made>, dictionary: &Dictionary, recipe: Recipe, prefetch: &[PathBuf]) -> anyhow::Result<Merge> {
-    let mut layers = Vec::new();
-    let mut bodies = Vec::new();
-    let mut blobs: Vec<Option<ImageBlob>> = Vec::new();
-    let mut by_digest: HashMap<Digest, u16> = HashMap::new();
-    // Which blob a layer's chunks are in: two layers may have made the same one.
-    let mut blob_of = Vec::new();
-    for (index, made) in made.into_iter().enumerate() {
-        let Made { layer, bodies: layer_bodies, info, chunks, file, digest, .. } = made;
-        layers.push(layer);
-        bodies.push(layer_bodies);
-        let index = u16::try_from(index).context("an image has at most 65,535 layers")?;
-        blob_of.push(*by_digest.entry(digest).or_insert(index));
-        blobs.push(info.map(|info| ImageBlob { info: named(info, digest), chunks, made: Some((digest, file)) }));
-    }
-    for known in dictionary.blobs() {
-        blob_of.push(u16::try_from(blob_of.len()).context("an image has at most 65,535 blobs")?);
-        blobs.push(Some(ImageBlob { info: known.info.clone(), chunks: known.chunks.clone(), made: None }));
-    }
-    let mut merged = overlay::merge(layers)?;
-    let order = bootstrap::number_blobs(&mut merged.tree, &blob_of, &[]);
-    let mut used = Vec::new();
-    for index in order {
-        used.push(blobs[usize::from(index)].take().context("a file refers to a layer without data")?);
-    }
-    let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
-    let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch, Style { merged: true, ..Style::default() })?;
-    let mut members = vec![Member { name: "image/image.boot".into(), bytes: boot }];
-    for blob in &used {
-        if let (Some(_), Some((digest, file))) = (&blob.info.table, &blob.made) {
-            let bytes = cached_table(&blob.info, file).context("reading a chunk table back")?;
-            members.push(Member { name: format!("image/{digest}.blob.meta"), bytes });
+impl Pushed {
+    fn of(made: &Made) -> Self {
+        Self {
+            digest: made.digest,
+            size: made.size,
+            file: Arc::clone(&made.file),
+            info: made.info.clone().map(|info| assembly::named(info, made.digest)),
+            chunks: Arc::clone(&made.chunks),
+            refers: made.original.is_some(),
         }
     }
-    let bundle = bundle::pack(&members).context("packing the bootstrap layer")?;
-    let contents = merged
-        .bodies
-        .iter()
-        .filter_map(|(&node, &(layer, body))| bodies[layer][body.0].map(|digest| (node, digest)))
-        .collect();
-    let known = used.into_iter().filter(|blob| blob.made.is_none()).map(|blob| blob.info).collect();
-    Ok(Merge { bundle, known, expected: Expected { tree: merged.tree, contents } })
 }
 
-/// Gives a blob the name that only its digest tells; one that refers to a layer is named by the layer.
-fn named(info: BlobInfo, digest: Digest) -> BlobInfo {
-    let info = match info.has(features::SEPARATE) {
-        true => BlobInfo { meta_digest: digest, ..info },
-        false => BlobInfo { id: digest.into(), ..info },
-    };
-    let id = info.id.clone();
-    bootstrap::named(info, id)
-}
-
-/// Returns a blob's chunk table in the form of nydusd's cache: plain, padded to 4,096, and its header.
-fn cached_table(info: &BlobInfo, file: &File) -> anyhow::Result<Vec<u8>> {
-    let table = info.table.as_ref().context("a blob without a chunk table")?;
-    let len = usize::try_from(table.stored.end - table.stored.start)?;
-    let mut stored = vec![0; len + 4096];
-    file.read_exact_at(&mut stored, table.stored.start)?;
-    let plain_size = usize::try_from(table.plain_size)?;
-    let mut bytes = codec::decode(table.compressor.codec(), &stored[..len], plain_size)?;
-    bytes.resize(bytes.len().next_multiple_of(4096), 0);
-    bytes.extend_from_slice(&stored[len..]);
-    Ok(bytes)
+/// An image that is in the target, and whose manifest is missing.
+struct Assembled {
+    /// All layers, the bootstrap's the last.
+    layers: Vec<Descriptor>,
+    config_digest: String,
+    config: Bytes,
+    expected: Expected,
 }
 
 fn blob_descriptor(made: &Made) -> Descriptor {

@@ -13,9 +13,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::{Buf as _, Bytes};
 use nydus_rafs::blob::write::{Finished, Form, Sealed};
-use nydus_rafs::{BlobInfo, Chunk, Digest, Version};
+use nydus_rafs::{BlobInfo, ChunkTable, Digest, Version};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::place::Place;
 use super::progress::LayerBar;
@@ -30,8 +30,8 @@ use crate::pack::{BodyDigest, Packer, Pool, Recipe};
 /// How often a broken transfer is begun again.
 pub(super) const TRIES: u32 = 5;
 
-/// Pieces of a download that may wait to be worked on; each is what one read of the connection gave.
-const QUEUE: usize = 16;
+/// Bytes of a download that may wait to be worked on.
+const WAITING: u32 = 2 << 20;
 
 /// Returns how long to wait before try number `attempt` (from 1), unless the other side said.
 pub(super) fn pause(attempt: u32, asked: Option<Duration>) -> Duration {
@@ -45,7 +45,7 @@ pub(super) struct Made {
     pub(super) bodies: Vec<BodyDigest>,
     /// What a bootstrap says of the blob; `None` if the layer has no data.
     pub(super) info: Option<BlobInfo>,
-    pub(super) chunks: Vec<Chunk>,
+    pub(super) chunks: Arc<ChunkTable>,
     /// The blob.
     pub(super) file: Arc<File>,
     pub(super) digest: Digest,
@@ -81,14 +81,13 @@ pub(super) async fn make(
             "its digest is of the kind {kind}, and only sha256 is supported: push the source image with sha256 digests"
         );
     }
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    let fetching = tokio::spawn(fetch(place.clone(), source.clone(), sender, bar.clone()));
+    let (download, input) = pieces();
+    let fetching = tokio::spawn(fetch(place.clone(), source.clone(), download, bar.clone()));
     let workshop = workshop.clone();
-    let input = Pieces { receiver, piece: Bytes::new() };
-    let original = source.digest.clone();
+    let (original, weight) = (source.digest.clone(), source.size);
     let making = tokio::task::spawn_blocking(move || match workshop.refer {
         true => refer(&workshop, input, rules, original),
-        false => convert(&workshop, input, stated, rules),
+        false => convert(&workshop, input, stated, rules, weight),
     });
     let (fetched, made) = tokio::join!(fetching, making);
     // A layer that is not what its digest says explains whatever else went wrong.
@@ -105,12 +104,7 @@ pub(super) async fn make(
 }
 
 /// Downloads a blob piece by piece and checks its digest and size; goes on where a broken transfer stopped.
-async fn fetch(
-    place: Place,
-    source: Descriptor,
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    bar: LayerBar,
-) -> anyhow::Result<()> {
+async fn fetch(place: Place, source: Descriptor, download: Download, bar: LayerBar) -> anyhow::Result<()> {
     let mut hash = Sha256::new();
     let mut at = 0;
     let mut attempt = 0;
@@ -128,7 +122,7 @@ async fn fetch(
                         hash.update(&piece);
                         bar.add(piece.len() as u64);
                         // A decoder that has seen enough hangs up; the digest still wants the rest.
-                        wanted = wanted && sender.send(Ok(piece)).await.is_ok();
+                        wanted = wanted && download.send(piece).await;
                     }
                     Ok(None) if at < source.size => {
                         bail!("{place} has {at} bytes and the manifest tells of {}", source.size);
@@ -141,7 +135,7 @@ async fn fetch(
         };
         attempt += 1;
         if attempt >= TRIES || !failure.is_transient() {
-            drop(sender.send(Err(io::Error::other("the download failed"))).await);
+            download.fail();
             return Err(failure).context("the download failed");
         }
         tracing::warn!(digest = source.digest, at, error = %failure, "download broke off, going on");
@@ -158,11 +152,9 @@ async fn fetch(
 pub(super) async fn keep(place: &Place, blob: &Descriptor, work_dir: &Path) -> anyhow::Result<Arc<File>> {
     let trouble = || format!("writing to the work directory {}", work_dir.display());
     let mut file = tempfile::tempfile_in(work_dir).with_context(trouble)?;
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    let fetching = tokio::spawn(fetch(place.clone(), blob.clone(), sender, LayerBar::hidden()));
-    let writing = tokio::task::spawn_blocking(move || {
-        io::copy(&mut Pieces { receiver, piece: Bytes::new() }, &mut file).map(|_| file)
-    });
+    let (download, mut input) = pieces();
+    let fetching = tokio::spawn(fetch(place.clone(), blob.clone(), download, LayerBar::hidden()));
+    let writing = tokio::task::spawn_blocking(move || io::copy(&mut input, &mut file).map(|_| file));
     let (fetched, written) = tokio::join!(fetching, writing);
     fetched.context("the download stopped")?.with_context(|| format!("reading blob {}", blob.digest))?;
     Ok(Arc::new(written.context("the download stopped")?.with_context(trouble)?))
@@ -187,10 +179,11 @@ fn convert(
     input: Pieces,
     stated: Option<Packing>,
     rules: Rules,
+    weight: u64,
 ) -> anyhow::Result<(Made, Digest)> {
     let out = workshop.spool()?;
     let recipe = workshop.recipe;
-    let packer = Packer::new(&workshop.pool, recipe, &workshop.dictionary, workshop.form(), out)?;
+    let packer = Packer::new(&workshop.pool, recipe, &workshop.dictionary, workshop.form(), out)?.weighing(weight);
     let mut input = BufReader::with_capacity(256 << 10, input);
     let packing = match stated {
         Some(packing) => packing,
@@ -262,9 +255,9 @@ impl Workshop {
         mut sealed: Sealed<Spool>,
         original: Option<String>,
     ) -> anyhow::Result<Made> {
-        let (info, chunks) = (sealed.info().cloned(), sealed.take_chunks());
+        let (info, chunks) = (sealed.info().cloned(), Arc::new(ChunkTable::new(sealed.take_chunks())));
         layer.mark_implied();
-        let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: &chunks });
+        let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: chunks.all() });
         let boot = self.bootstrap(&layer, own)?;
         layer.unmark_implied();
         let finished = sealed.finish(&boot).with_context(|| self.trouble())?;
@@ -274,11 +267,48 @@ impl Workshop {
     }
 }
 
+/// Makes the two ends of a download.
+pub(super) fn pieces() -> (Download, Pieces) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let room = Arc::new(Semaphore::new(WAITING as usize));
+    (Download { sender, room: Arc::clone(&room) }, Pieces { receiver, piece: Bytes::new(), room })
+}
+
+/// The end of a download that the network feeds. What one read of a connection gives has anything from a few bytes to some
+/// 400 KiB, so what waits is bounded by its bytes.
+#[derive(Debug)]
+pub(super) struct Download {
+    sender: mpsc::UnboundedSender<io::Result<Bytes>>,
+    room: Arc<Semaphore>,
+}
+
+impl Download {
+    /// Waits for room and sends a piece; tells whether anybody still wants it.
+    pub(super) async fn send(&self, piece: Bytes) -> bool {
+        let len = u32::try_from(piece.len()).unwrap_or(WAITING).min(WAITING);
+        tokio::select! {
+            // What is taken is given back by whoever reads the piece.
+            room = self.room.acquire_many(len) => match room {
+                Ok(room) => room.forget(),
+                Err(_) => return false,
+            },
+            () = self.sender.closed() => return false,
+        }
+        self.sender.send(Ok(piece)).is_ok()
+    }
+
+    /// Ends the download before its time.
+    fn fail(&self) {
+        drop(self.sender.send(Err(io::Error::other("the download failed"))));
+    }
+}
+
 /// The download, as the thread that converts reads it.
 #[derive(Debug)]
 pub(super) struct Pieces {
-    pub(super) receiver: mpsc::Receiver<io::Result<Bytes>>,
-    pub(super) piece: Bytes,
+    receiver: mpsc::UnboundedReceiver<io::Result<Bytes>>,
+    piece: Bytes,
+    room: Arc<Semaphore>,
 }
 
 impl Read for Pieces {
@@ -288,6 +318,7 @@ impl Read for Pieces {
                 Some(piece) => self.piece = piece?,
                 None => return Ok(0),
             }
+            self.room.add_permits(self.piece.len().min(WAITING as usize));
         }
         let len = self.piece.len().min(into.len());
         self.piece.copy_to_slice(&mut into[..len]);

@@ -1,18 +1,24 @@
 //! The image read back from where it was brought, and compared with its source.
+//!
+//! A blob can be checked as soon as it has been pushed, while others are still made: [`blob`] reads it whole and checks every chunk
+//! by the digest that it was made with. [`compare`] then takes the bootstrap as it was pushed, finds that it names these chunks
+//! at these places by these digests, and compares its files with the source. Blobs that nobody has checked are read then.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use nydus_rafs::{Algorithm, Bootstrap, ChunkTable, Tree};
-use tokio::sync::{Semaphore, mpsc};
+use nix::time::{ClockId, clock_gettime};
+use nydus_rafs::{Algorithm, BlobId, BlobInfo, Bootstrap, ChunkTable, Tree};
+use tokio::sync::Semaphore;
 
 use super::bundle;
 use super::fetch::{self, persist};
-use super::layer::{Pieces, TRIES, pause};
+use super::layer::{self, TRIES, pause};
 use super::place::{Place, PlaceError};
 use crate::oci::Descriptor;
-use crate::verify::{self, Contents, Rigour, Sound};
+use crate::verify::{self, Contents, Rigour, Sound, VerifyError};
 
 /// The largest bootstrap that is read back.
 const MAX_BOOTSTRAP: u64 = 2 << 30;
@@ -39,76 +45,121 @@ pub(super) async fn bootstrap_bytes(place: &Place, layer: &Descriptor) -> anyhow
     bytes.await.context("reading the bootstrap stopped")?
 }
 
-/// Reads everything back, `at_once` blobs at a time, and compares it with the source; returns how many entries there are.
+/// A blob that was read back and whose chunks are sound.
+#[derive(Debug)]
+pub(super) struct Checked {
+    info: BlobInfo,
+    chunks: Arc<ChunkTable>,
+    sound: Sound,
+    /// What decoding and comparing took of the processors, without what reading did.
+    pub(super) cpu: Duration,
+}
+
+impl Checked {
+    /// Returns the blob's name.
+    pub(super) fn id(&self) -> &BlobId {
+        &self.info.id
+    }
+
+    /// Tells whether a bootstrap that describes the blob so leads to what was checked.
+    fn is(&self, info: &BlobInfo) -> bool {
+        let of = |info: &BlobInfo| (info.table.clone(), info.compressor, info.algorithm, info.cipher.clone());
+        of(&self.info) == of(info)
+    }
+}
+
+/// Reads everything back that is not among `checked`, `at_once` blobs at a time, and compares the image with the source.
+/// Returns how many entries there are, and what that took of the processors, the checks before included.
 pub(super) async fn compare(
     place: &Place,
     image: Image,
     expected: Expected,
-    algorithm: Algorithm,
+    (algorithm, rigour): (Algorithm, Rigour),
     at_once: usize,
-    rigour: Rigour,
-) -> anyhow::Result<u64> {
+    checked: HashMap<BlobId, Checked>,
+) -> anyhow::Result<(u64, Duration)> {
     let image = Arc::new(image);
     let turn = Semaphore::new(at_once);
-    let checks = (0..image.blobs().len()).map(|blob| {
+    let mut checked = checked;
+    let before: Duration = checked.values().map(|checked| checked.cpu).sum();
+    let blobs = image.blobs().iter().enumerate().map(|(number, info)| {
+        let known = checked.remove(&info.id).filter(|known| known.is(info));
         let (image, turn) = (Arc::clone(&image), &turn);
         async move {
             let _turn = turn.acquire().await.context("stopped")?;
-            check_blob(place, image, blob).await
+            let named = named(Arc::clone(&image), number).await?;
+            match known {
+                None => Ok((blob(place, info, Arc::new(named)).await?.sound, Duration::ZERO)),
+                Some(Checked { info, chunks, sound, .. }) => {
+                    let agreeing = timed(move || verify::agree(&info, &named, &chunks)).await?;
+                    agreeing.0?;
+                    anyhow::Ok((sound, agreeing.1))
+                }
+            }
         }
     });
-    let sound = futures::future::try_join_all(checks).await?;
-    let compare = tokio::task::spawn_blocking(move || {
-        verify::compare(&image, &sound, &expected.tree, &expected.contents, algorithm, rigour)
-    });
-    Ok(compare.await.context("the comparison stopped")??)
+    let (sound, cpu): (Vec<_>, Vec<_>) =
+        futures::future::try_join_all(blobs.collect::<Vec<_>>()).await?.into_iter().unzip();
+    let shared = Arc::clone(&image);
+    let (entries, comparing) =
+        timed(move || verify::compare(&shared, &sound, &expected.tree, &expected.contents, algorithm, rigour)).await?;
+    Ok((entries?, before + cpu.into_iter().sum::<Duration>() + comparing))
 }
 
-/// Reads a blob's own table, from the object that holds it.
-async fn chunks(place: &Place, image: Arc<Image>, blob: usize) -> anyhow::Result<ChunkTable> {
-    let info = &image.blobs()[blob];
-    let table = match &info.table {
-        None => None,
-        Some(table) => {
-            let object = format!("sha256:{}", info.table_object());
-            let range = table.with_header();
-            let len = range.end - range.start;
-            Some(
-                persist("reading a chunk table back", async || {
-                    place.blob(&object, Some(range.clone())).await?.read(len).await
-                })
-                .await?,
-            )
-        }
+/// Does what computes where that is allowed, and tells how long the processor was at it.
+async fn timed<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<(T, Duration)> {
+    let spent = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let work = move || {
+        let before = spent();
+        let done = work();
+        (done, spent().saturating_sub(before))
     };
-    Ok(tokio::task::spawn_blocking(move || verify::chunks(&image, blob, table.as_deref())).await??)
+    tokio::task::spawn_blocking(work).await.context("the comparison stopped")
 }
 
-async fn check_blob(place: &Place, image: Arc<Image>, blob: usize) -> anyhow::Result<Sound> {
-    let digest = format!("sha256:{}", image.blobs()[blob].id);
-    let chunks = Arc::new(chunks(place, Arc::clone(&image), blob).await?);
+/// Returns the chunks of a blob as the bootstrap has them.
+async fn named(image: Arc<Image>, blob: usize) -> anyhow::Result<ChunkTable> {
+    let named = move || image.chunks(u16::try_from(blob).unwrap_or(u16::MAX));
+    Ok(timed(named).await?.0.map_err(VerifyError::Tables)?)
+}
+
+/// Reads a blob's own table, from the object that holds it, and joins it with what is known of the chunks.
+async fn own_table(place: &Place, info: &BlobInfo, named: Arc<ChunkTable>) -> anyhow::Result<Arc<ChunkTable>> {
+    let Some(table) = &info.table else { return Ok(named) };
+    let object = format!("sha256:{}", info.table_object());
+    let range = table.with_header();
+    let len = range.end - range.start;
+    let bytes =
+        persist("reading a chunk table back", async || place.blob(&object, Some(range.clone())).await?.read(len).await)
+            .await?;
+    let info = info.clone();
+    Ok(Arc::new(timed(move || verify::chunks(&info, &named, &bytes)).await?.0?))
+}
+
+/// Reads a blob back and checks every chunk that is named.
+pub(super) async fn blob(place: &Place, info: &BlobInfo, named: Arc<ChunkTable>) -> anyhow::Result<Checked> {
+    let digest = format!("sha256:{}", info.id);
+    let chunks = own_table(place, info, named).await?;
     let mut attempt = 0;
     loop {
-        let (sender, receiver) = mpsc::channel(16);
-        let (image, chunks) = (Arc::clone(&image), Arc::clone(&chunks));
-        let checking = tokio::task::spawn_blocking(move || {
-            verify::check_blob(&image.blobs()[blob], &chunks, Pieces { receiver, piece: Bytes::new() })
-        });
+        let (download, input) = layer::pieces();
+        let (of, table) = (info.clone(), Arc::clone(&chunks));
+        let checking = tokio::spawn(timed(move || verify::check_blob(&of, &table, input)));
         let sending = async {
             let mut stream = place.blob(&digest, None).await?;
             while let Some(piece) = stream.next().await? {
                 // The checker stops after the last chunk.
-                if sender.send(Ok(piece)).await.is_err() {
+                if !download.send(piece).await {
                     break;
                 }
             }
             Ok::<_, PlaceError>(())
         };
         let sent = sending.await;
-        drop(sender);
-        let checked = checking.await.context("the check stopped")?;
+        drop(download);
+        let (checked, cpu) = checking.await.context("the check stopped")??;
         match sent {
-            Ok(()) => return checked.map_err(Into::into),
+            Ok(()) => return Ok(Checked { info: info.clone(), chunks, sound: checked?, cpu }),
             Err(error) => {
                 attempt += 1;
                 if attempt >= TRIES || !error.is_transient() {

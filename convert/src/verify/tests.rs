@@ -78,8 +78,12 @@ fn check(image: &Bootstrap<&[u8]>, number: usize, stored: &[u8]) -> Result<Sound
         let range = table.with_header();
         stored.get(range.start as usize..range.end as usize).ok_or_else(lost)
     });
-    let table = table.transpose()?;
-    check_blob(info, &chunks(image, number, table)?, stored)
+    let named = image.chunks(number as u16).map_err(VerifyError::Tables)?;
+    let joined = match table.transpose()? {
+        Some(table) => chunks(info, &named, table)?,
+        None => named,
+    };
+    check_blob(info, &joined, stored)
 }
 
 fn example() -> Vec<Vec<Item>> {

@@ -253,6 +253,7 @@ pub(crate) async fn run(flags: &Convert, progress: &Progress) -> anyhow::Result<
         source_mb = metrics.source_image_size / 1_000_000,
         target_mb = metrics.target_image_size / 1_000_000,
         verify_s = Duration::from_nanos(metrics.verify_elapsed).as_secs_f32(),
+        verify_cpu_s = Duration::from_nanos(metrics.verify_cpu).as_secs_f32(),
         "converted"
     );
     Ok(())
