@@ -3,8 +3,8 @@
 //! Four parts, each in turn for all that is compared, so that a busy machine is busy for everybody:
 //! [`starts`] over a link of 200 Mbit/s and 20 ms, [`warm`] walks and reads beside containerd's overlayfs,
 //! [`conversion`], and the [`swarm`]. `ROUNDS` says how often (3), `ONLY=starts,warm,conversion,swarm` picks parts, `IMAGE` names an image of a
-//! registry to take the place of our own (with `SHORT` and `LONG`, what its `/bin/sh` runs), and `OTHER_NYDUSIFY` a second
-//! `nydusify` to convert with in turn.
+//! registry to take the place of our own (with `SHORT` and `LONG`, what its `/bin/sh` runs), and `OTHER_NYDUSIFY` and
+//! `OTHER_NYDUS_IMAGE` a second `nydusify` and `nydus-image` to convert with in turn.
 //!
 //! Nothing here asserts a time: what it prints is for people and for docs/PERFORMANCE.md.
 #![expect(clippy::print_stdout, reason = "a bench is a program for people")]
