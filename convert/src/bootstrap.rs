@@ -1,12 +1,15 @@
 //! From a tree and the blobs that hold its files to a bootstrap.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io::{self, Read, Seek as _};
+use std::path::{Path, PathBuf};
 
 use nydus_rafs::blob::format::features;
 use nydus_rafs::write::{self, WriteError};
-use nydus_rafs::{BlobId, BlobInfo, Chunk, NodeId, NodeKind, Tree};
+use nydus_rafs::{BlobId, BlobInfo, Chunk, Digest, NodeId, NodeKind, Tree};
+use tempfile::{SpooledTempFile, spooled_tempfile_in};
 
+use crate::layer::stream::Hashing;
 use crate::pack::Recipe;
 
 /// A blob that a tree refers to.
@@ -29,18 +32,62 @@ pub struct Style {
     pub merged: bool,
 }
 
-/// Writes the bootstrap of a tree; `prefetch` lists the paths that a node shall fetch first.
+/// Bootstraps up to this many bytes are kept in memory.
+const IN_MEMORY: usize = 4 << 20;
+
+/// A bootstrap that is written. A large one lies in a file without a name.
+#[derive(Debug)]
+pub struct Written {
+    file: SpooledTempFile,
+    len: u64,
+}
+
+impl Written {
+    /// Returns the number of bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Returns false: there always is a superblock.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Reads it from its beginning.
+    ///
+    /// # Errors
+    ///
+    /// From the system.
+    pub fn read(&mut self) -> io::Result<impl Read> {
+        self.file.rewind()?;
+        Ok((&mut self.file).take(self.len))
+    }
+
+    /// Returns its SHA-256.
+    ///
+    /// # Errors
+    ///
+    /// From the system.
+    pub fn digest(&mut self) -> io::Result<Digest> {
+        let mut hashing = Hashing::new(io::sink());
+        io::copy(&mut self.read()?, &mut hashing)?;
+        Ok(hashing.finish().1)
+    }
+}
+
+/// Writes the bootstrap of a tree; `prefetch` lists the paths that a node shall fetch first. If it is large, it goes into `dir`.
 ///
 /// # Errors
 ///
-/// If the format cannot hold the tree.
+/// If the format cannot hold the tree, or the file cannot be written.
 pub fn write(
+    dir: &Path,
     tree: &Tree,
     blobs: &[Blob<'_>],
     recipe: Recipe,
     prefetch: &[PathBuf],
     style: Style,
-) -> Result<Vec<u8>, WriteError> {
+) -> Result<Written, WriteError> {
     let infos: Vec<BlobInfo> = blobs.iter().map(|blob| blob.info.clone()).collect();
     let tables: Vec<&[Chunk]> = blobs.iter().map(|blob| blob.chunks).collect();
     let options = write::Options {
@@ -53,7 +100,9 @@ pub fn write(
         tarfs: style.tarfs,
         prefetch: tree.prefetch(prefetch.iter().map(PathBuf::as_path)),
     };
-    write::write(tree, &infos, &tables, &options)
+    let mut file = spooled_tempfile_in(IN_MEMORY, dir);
+    let len = write::write_into(tree, &infos, &tables, &options, &mut file)?;
+    Ok(Written { file, len })
 }
 
 /// Gives a blob that was made with its bootstrap inside the name that it has now.

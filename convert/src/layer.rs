@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use nydus_rafs::tree::ChunkList;
 use nydus_rafs::{Bootstrap, FormatError, Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::path::{self, Found, OPAQUE, Parts, PathError, WHITEOUT};
@@ -316,7 +317,7 @@ impl LayerBuilder {
         let number = device_number(entry.device);
         let kind = match entry.kind {
             EntryKind::Directory => NodeKind::Directory(BTreeMap::new()),
-            EntryKind::Regular => NodeKind::Regular { size: entry.size, chunks: Vec::new() },
+            EntryKind::Regular => NodeKind::Regular { size: entry.size, chunks: ChunkList::new() },
             EntryKind::Symlink => {
                 if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
                     return Err(Refusal::Target);
@@ -419,7 +420,7 @@ impl LayerBuilder {
             Rules::Upper | Rules::Alone => {}
         }
         let stat = self.stat(entry);
-        let kind = NodeKind::Regular { size: 0, chunks: Vec::new() };
+        let kind = NodeKind::Regular { size: 0, chunks: ChunkList::new() };
         let id = self.layer.tree.add(Node { stat, xattrs: BTreeMap::new(), kind, implied: false });
         self.children_mut(dir).insert(base, id);
         Ok(())

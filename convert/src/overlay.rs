@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
-use nydus_rafs::tree::ChunkRef;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::layer::{BodyId, Implied, Layer, Whiteouts, acl, made_in};
@@ -63,11 +62,14 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
         let (below, rest) = layers.split_at_mut(at);
         inherit(below, &mut rest[0], at)?;
     }
-    let tree = Tree::new(Stat { permissions: 0o755, ..Stat::default() });
-    let mut merged = Merged { tree, bodies: HashMap::new() };
     let mut links = HashMap::new();
     let count = layers.len();
-    for (index, mut layer) in layers.into_iter().enumerate() {
+    let mut layers = layers.into_iter();
+    let mut merged = match layers.next() {
+        Some(lowest) => adopt(lowest, count, &mut links),
+        None => Merged { tree: Tree::new(Stat { permissions: 0o755, ..Stat::default() }), bodies: HashMap::new() },
+    };
+    for (index, mut layer) in (1..).zip(layers) {
         let Stat { mtime, mtime_nsec, .. } = layer.tree.node(Tree::ROOT).stat;
         if (mtime, mtime_nsec) != (0, 0) {
             let stat = &mut merged.tree.node_mut(Tree::ROOT).stat;
@@ -90,6 +92,41 @@ pub fn merge(mut layers: Vec<Layer>) -> Result<Merged, MergeError> {
         merged.tree.node_mut(id).stat.hidden_links = links.saturating_sub(names[id.0]);
     }
     Ok(merged)
+}
+
+/// Makes the lowest layer the tree on which the others are laid: nothing of it is moved, for it often is most of the image.
+/// `links` gets the files of several names, with their number.
+fn adopt(lowest: Layer, count: usize, links: &mut HashMap<NodeId, u32>) -> Merged {
+    let Layer { mut tree, bodies: places, .. } = lowest;
+    let names = count_names(&tree);
+    let mut bodies = HashMap::with_capacity(places.len());
+    let root = tree.node_mut(Tree::ROOT);
+    let Stat { mtime, mtime_nsec, .. } = root.stat;
+    root.stat = Stat { permissions: 0o755, mtime, mtime_nsec, ..Stat::default() };
+    root.xattrs.clear();
+    for id in crate::bootstrap::nodes(&tree) {
+        let node = tree.node_mut(id);
+        node.implied = id == Tree::ROOT;
+        node.xattrs = visible(std::mem::take(&mut node.xattrs));
+        renumber(&mut node.kind, 0, count);
+        if !matches!(node.kind, NodeKind::Directory(_)) && names[id.0] > 1 {
+            links.insert(id, names[id.0]);
+        }
+        if let Some(&body) = places.get(&id) {
+            bodies.insert(id, (0, body));
+        }
+    }
+    Merged { tree, bodies }
+}
+
+/// Has the chunks of a file name blobs as [`Merged`] does: those of layer `index` of `count` layers.
+fn renumber(kind: &mut NodeKind, index: usize, count: usize) {
+    if let NodeKind::Regular { chunks, .. } = kind {
+        for chunk in chunks {
+            let blob = chunk.blob.checked_sub(1).map_or(index, |known| count + usize::from(known));
+            chunk.blob = u16::try_from(blob).unwrap_or(u16::MAX);
+        }
+    }
 }
 
 /// Takes whiteouts out of the lowest layer: where nothing lies below, unpacking leaves nothing of them.
@@ -305,12 +342,7 @@ impl Laying<'_> {
         let from = self.layer.tree.node_mut(id);
         let xattrs = visible(std::mem::take(&mut from.xattrs));
         let mut kind = std::mem::replace(&mut from.kind, NodeKind::Fifo);
-        if let NodeKind::Regular { chunks, .. } = &mut kind {
-            for chunk in chunks {
-                let blob = chunk.blob.checked_sub(1).map_or(self.index, |known| self.count + usize::from(known));
-                *chunk = ChunkRef { blob: u16::try_from(blob).unwrap_or(u16::MAX), ..*chunk };
-            }
-        }
+        renumber(&mut kind, self.index, self.count);
         let new = self.merged.tree.add(Node { stat: from.stat.clone(), xattrs, kind, implied: false });
         if let Some(&body) = self.layer.bodies.get(&id) {
             self.merged.bodies.insert(new, (self.index, body));

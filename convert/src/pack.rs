@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nydus_rafs::blob::write::{BlobWriter, Form, Options, StoredChunk};
-use nydus_rafs::tree::ChunkRef;
+use nydus_rafs::tree::{ChunkList, ChunkRef};
 use nydus_rafs::{Algorithm, ChunkIndex, Cipher, Codec, Compressor, Digest, Version, codec};
 
 use crate::dictionary::Dictionary;
@@ -234,7 +234,7 @@ pub type BodyDigest = Option<Digest>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Body {
     /// Its chunks, in the order of the file; blobs are numbered as [`Dictionary`] says.
-    pub chunks: Vec<ChunkRef>,
+    pub chunks: ChunkList,
     /// The digests of the pieces of the file, taken from the bytes of the layer, folded into one by [`fold`].
     pub digest: BodyDigest,
 }
@@ -311,7 +311,7 @@ impl<'p, W: Write> Packer<'p, W> {
     /// Begins the next body, of `size` bytes.
     pub fn begin(&mut self, size: u64) -> BodyId {
         let chunks = size.div_ceil(u64::from(self.shared.recipe.chunk_size)).min(FORESEEN);
-        self.bodies.push(Body { chunks: Vec::with_capacity(chunks as usize), digest: None });
+        self.bodies.push(Body { chunks: ChunkList::with_capacity(chunks as usize), digest: None });
         self.single = size <= u64::from(self.shared.recipe.chunk_size);
         BodyId(self.bodies.len() - 1)
     }

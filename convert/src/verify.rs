@@ -14,7 +14,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use nydus_rafs::blob::table::BlobTable;
 use nydus_rafs::verified::{ChunkError, Decoder};
 use nydus_rafs::{
-    Algorithm, BlobInfo, Bootstrap, Chunk, ChunkTable, Digest, FormatError, Ino, Kind, NodeId, NodeKind, Tree,
+    Algorithm, BlobInfo, Bootstrap, Chunk, ChunkIndex, ChunkTable, Digest, FormatError, Ino, Kind, NodeId, NodeKind,
+    Tree,
 };
 
 use crate::pack::fold;
@@ -81,9 +82,17 @@ pub enum Rigour {
 /// What a file must hold: the folded digest of its pieces, by node.
 pub type Contents = HashMap<NodeId, Digest>;
 
-/// The chunks of one blob whose stored bytes were read back and match.
+/// The chunks of one blob whose stored bytes were read back and match, by their index: digests and numbers of plain bytes.
 #[derive(Debug, Default)]
-pub struct Sound(HashMap<u32, (Digest, u64)>);
+pub struct Sound(Vec<(ChunkIndex, u32, Digest)>);
+
+impl Sound {
+    fn get(&self, chunk: ChunkIndex) -> Option<(Digest, u64)> {
+        let found = self.0.binary_search_by_key(&chunk, |&(index, ..)| index).ok()?;
+        let (_, len, digest) = self.0[found];
+        Some((digest, u64::from(len)))
+    }
+}
 
 /// Joins the chunks of blob `info` that an image names with the blob's own table (from the bytes that
 /// [`nydus_rafs::blob::table::TableLocation::with_header`] names): some daemons go by one, some by the other.
@@ -131,7 +140,7 @@ pub fn check_blob(info: &BlobInfo, chunks: &ChunkTable, mut stored: impl Read) -
     let mut chunks: Vec<_> = chunks.all().iter().filter(|chunk| chunk.digest.is_some()).collect();
     chunks.sort_by_key(|chunk| (chunk.stored.start, chunk.stored.end, chunk.index));
     let mut at = 0_u64;
-    let mut sound = Sound::default();
+    let mut sound = Vec::with_capacity(chunks.len());
     let mut buffer = Vec::new();
     for together in chunks.chunk_by(|one, other| one.stored == other.stored) {
         let first = together[0];
@@ -153,10 +162,12 @@ pub fn check_blob(info: &BlobInfo, chunks: &ChunkTable, mut stored: impl Read) -
             let verified = decoder.decode(chunk, &buffer).map_err(|source| wrong(chunk, source))?;
             let plain = verified.bytes();
             let digest = chunk.digest.unwrap_or_else(|| chunk.algorithm.digest(plain));
-            sound.0.insert(chunk.index.0, (digest, plain.len() as u64));
+            let len = u32::try_from(plain.len()).expect("a chunk has 16 MiB at most");
+            sound.push((chunk.index, len, digest));
         }
     }
-    Ok(sound)
+    sound.sort_by_key(|&(index, ..)| index);
+    Ok(Sound(sound))
 }
 
 fn skip(from: &mut impl Read, len: u64) -> io::Result<()> {
@@ -343,8 +354,8 @@ impl<B: AsRef<[u8]>> Comparison<'_, B> {
         let mut folded = None;
         for extent in self.image.extents(ino, 0..size).map_err(metadata)? {
             let extent = extent.map_err(metadata)?;
-            let chunk = self.sound.get(usize::from(extent.blob)).and_then(|sound| sound.0.get(&extent.chunk.0));
-            let Some(&(digest, len)) = chunk else {
+            let chunk = self.sound.get(usize::from(extent.blob)).and_then(|sound| sound.get(extent.chunk));
+            let Some((digest, len)) = chunk else {
                 return Err(differs(path, "a chunk", "that is in no blob", "its bytes"));
             };
             let whole = extent.file.start == at && extent.file.end - at == len;

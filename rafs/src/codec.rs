@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use crate::chunk::{Codec, Compressor};
 
@@ -61,7 +61,7 @@ pub fn decode(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u8>, 
             plain
         }
         Codec::Zstd => DECOMPRESS.with_borrow_mut(|slot| {
-            let invalid = |source: std::io::Error| DecodeError::Invalid { codec: "zstd", source: source.into() };
+            let invalid = |source: io::Error| DecodeError::Invalid { codec: "zstd", source: source.into() };
             let context = match slot {
                 Some(context) => context,
                 None => slot.insert(zstd::bulk::Decompressor::new().map_err(invalid)?),
@@ -109,6 +109,15 @@ pub(crate) fn compress(compressor: Compressor, plain: &[u8]) -> Option<Vec<u8>> 
     }
 }
 
+/// Compresses `len` bytes as they are read into one zstd frame that states its content's size.
+pub(crate) fn compress_stream(mut plain: impl Read, len: u64, out: impl Write) -> io::Result<()> {
+    let mut encoder = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?;
+    encoder.set_pledged_src_size(Some(len))?;
+    io::copy(&mut plain, &mut encoder)?;
+    encoder.finish()?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -149,7 +158,7 @@ mod tests {
     fn a_longer_or_shorter_result_than_wanted_is_an_error() {
         let plain = vec![7; 5000];
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        std::io::Write::write_all(&mut gzip, &plain).expect("memory");
+        gzip.write_all(&plain).expect("memory");
         let gzip = gzip.finish().expect("memory");
         let (zstd, lz4) = (encode(Compressor::Zstd, &plain).1, encode(Compressor::Lz4Block, &plain).1);
         for (codec, stored) in [(Codec::Zstd, &*zstd), (Codec::Lz4Block, &*lz4), (Codec::Gzip, &*gzip)] {

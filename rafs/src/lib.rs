@@ -17,6 +17,7 @@ pub mod digest;
 pub mod estargz;
 pub mod flags;
 mod record;
+mod sheet;
 pub mod tree;
 mod v5;
 mod v6;

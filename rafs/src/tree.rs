@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Component, Path};
 
+use smallvec::SmallVec;
+
 use crate::bootstrap::Kind;
 use crate::chunk::ChunkIndex;
 
@@ -46,6 +48,9 @@ pub struct ChunkRef {
     pub chunk: ChunkIndex,
 }
 
+/// The chunks of a file. Most files have one, which needs no allocation of its own.
+pub type ChunkList = SmallVec<[ChunkRef; 1]>;
+
 /// What a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeKind {
@@ -56,7 +61,7 @@ pub enum NodeKind {
         /// Size in bytes.
         size: u64,
         /// Chunks; all but the last hold exactly the image's chunk size.
-        chunks: Vec<ChunkRef>,
+        chunks: ChunkList,
     },
     /// A symbolic link and its target.
     Symlink(OsString),

@@ -4,11 +4,13 @@
 //! of a hash map, are sorted.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Cursor, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::bootstrap::BlobInfo;
 use crate::chunk::{Chunk, Compressor};
 use crate::digest::{Algorithm, BlobId};
+use crate::sheet::Sheet;
 use crate::tree::{ChunkRef, NodeId, Tree};
 use crate::{v5, v6};
 
@@ -92,6 +94,9 @@ pub enum WriteError {
         "blob {0} has another compressor or digest than the image, and RAFS v5 knows one for all blobs: build them alike, or use version 6"
     )]
     Mixed(BlobId),
+    /// The bytes could not be written.
+    #[error("could not write the bootstrap")]
+    Out(#[from] io::Error),
     /// A blob that only version 6 can describe.
     #[error("blob {0} is batched, encrypted, a raw tar or a gzip stream: only RAFS v6 can describe it")]
     NeedsV6(BlobId),
@@ -134,25 +139,44 @@ impl Default for Options {
     }
 }
 
-/// Writes a tree; `chunks` holds for each of `blobs` the chunks that the tree refers to, or more.
+/// Writes a tree into memory, as [`write_into`] does.
 ///
 /// # Errors
 ///
-/// If the format cannot hold the tree, or the tree refers to what is not there.
+/// As [`write_into`].
 pub fn write<C: AsRef<[Chunk]>>(
     tree: &Tree,
     blobs: &[BlobInfo],
     chunks: &[C],
     options: &Options,
 ) -> Result<Vec<u8>, WriteError> {
+    let mut out = Cursor::new(Vec::new());
+    write_into(tree, blobs, chunks, options, &mut out)?;
+    Ok(out.into_inner())
+}
+
+/// Writes a tree into an empty file, of which little is in memory at once; `chunks` holds for each of `blobs` the chunks that
+/// the tree refers to, or more. Returns the number of bytes.
+///
+/// # Errors
+///
+/// If the format cannot hold the tree, the tree refers to what is not there, or the file cannot be written.
+pub fn write_into<C: AsRef<[Chunk]>>(
+    tree: &Tree,
+    blobs: &[BlobInfo],
+    chunks: &[C],
+    options: &Options,
+    out: &mut (impl Read + Write + Seek),
+) -> Result<u64, WriteError> {
     let chunk_size = options.chunk_size;
     if !chunk_size.is_power_of_two() || !(4096..=16 << 20).contains(&chunk_size) {
         return Err(WriteError::ChunkSize(chunk_size));
     }
     let chunks = Chunks::new(chunks);
+    let sheet = Sheet::new(out);
     match options.version {
-        Version::V5 => v5::write::write(tree, blobs, &chunks, options),
-        Version::V6 => v6::write::write(tree, blobs, &chunks, options),
+        Version::V5 => v5::write::write(tree, blobs, &chunks, options, sheet),
+        Version::V6 => v6::write::write(tree, blobs, &chunks, options, sheet),
     }
 }
 

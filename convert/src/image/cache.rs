@@ -42,5 +42,5 @@ pub(super) fn keep(dir: &Path, data: &File, object: &File, info: &BlobInfo, chun
     meta.resize(meta.len().next_multiple_of(BLOCK), 0);
     meta.extend_from_slice(header);
     plain.persist(&data_path).map_err(|error| error.error).with_context(context)?;
-    super::output::write_whole(&meta_path, &meta)
+    super::output::write_whole(&meta_path, &meta[..])
 }

@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use nydus_rafs::blob::write::{Finished, Form, Sealed};
-use nydus_rafs::{Algorithm, BlobId, BlobInfo, Bootstrap, Chunk, NodeKind, Tree};
+use nydus_rafs::{BlobId, BlobInfo, Bootstrap, Chunk, NodeKind, Tree};
 
 pub use super::output::{BlobPlace, BootstrapPlace};
-use super::output::{Output, keep_blob, open_blob, write_whole};
+use super::output::{Output, beside, keep_blob, open_blob, write_whole};
 use super::report::{Report, Trace};
 use super::{cache, open};
 use crate::bootstrap::{self, Blob, Style};
@@ -93,6 +93,15 @@ impl Request {
             (true, false) => Form::Inline,
             (false, true) => Form::Toc,
             (false, false) => Form::Plain,
+        }
+    }
+
+    /// Returns where a bootstrap too large for memory lies until it is where it belongs.
+    fn spool_dir(&self) -> PathBuf {
+        match (&self.bootstrap, &self.blob) {
+            (BootstrapPlace::File(path), _) | (BootstrapPlace::Inline, BlobPlace::File(path)) => beside(path),
+            (_, BlobPlace::Directory(dir) | BlobPlace::Cache(dir)) => dir.clone(),
+            _ => std::env::temp_dir(),
         }
     }
 }
@@ -181,12 +190,15 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
     let prefetch = if request.prefetch_policy == PrefetchPolicy::Table { &request.prefetch[..] } else { &[] };
     let tarfs = request.source == Source::RawTar;
     let style = Style { repeatable: request.repeatable, tarfs, merged: false };
-    let boot = bootstrap::write(&tree, &blobs, request.recipe, prefetch, style)?;
+    let mut boot = bootstrap::write(&request.spool_dir(), &tree, &blobs, request.recipe, prefetch, style)?;
+    drop(tree);
     trace.took("dump_bootstrap", writing.elapsed());
 
     let mut ids: Vec<BlobId> = blobs.iter().map(|blob| blob.info.id.clone()).collect();
     if let Some(sealed) = sealed {
-        let Finished { out, size, builder_id, .. } = sealed.finish(&boot).context("writing the blob")?;
+        let len = boot.len();
+        let finished = boot.read().and_then(|boot| sealed.finish_from(boot, len));
+        let Finished { out, size, builder_id, .. } = finished.context("writing the blob")?;
         let out = out.into_inner().map_err(io::IntoInnerError::into_error).context("writing the blob")?;
         // A bootstrap inside the blob could not know the blob's name, nor that of the object with the chunk table.
         let name = if request.source == Source::Reference || inline || info.is_none() {
@@ -215,11 +227,11 @@ pub fn create(request: &Request) -> anyhow::Result<Report> {
             let BlobPlace::Directory(dir) = &request.blob else {
                 bail!("the bootstrap needs --bootstrap or --blob-dir")
             };
-            Some(dir.join(Algorithm::Sha256.digest(&boot).to_string()))
+            Some(dir.join(boot.digest().context("reading the bootstrap back")?.to_string()))
         }
     };
     if let Some(path) = &bootstrap_path {
-        write_whole(path, &boot)?;
+        write_whole(path, boot.read().context("reading the bootstrap back")?)?;
     }
     trace.took("total_build", begun.elapsed());
     let size: u64 = chunks.iter().map(|chunk| chunk.plain.end - chunk.plain.start).sum();

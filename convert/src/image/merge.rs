@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use nydus_rafs::blob::format::features;
 use nydus_rafs::{BlobId, BlobInfo, Bootstrap, Digest, Flags, NodeKind, Version};
 
-use super::output::write_whole;
+use super::output::{beside, write_whole};
 use super::report::{Report, Trace};
 use super::{open, stem};
 use crate::bootstrap::{self, Blob, Style};
@@ -130,13 +130,18 @@ pub fn merge(request: &Request) -> anyhow::Result<Report> {
     }
     let slots: Vec<Blob<'_>> = used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: &blob.chunks }).collect();
     let style = Style { repeatable: !flags.has(Flags::EXPLICIT_IDS), tarfs: flags.has(Flags::TARFS), merged: true };
-    let boot = bootstrap::write(&merged.tree, &slots, recipe, &request.prefetch, style)?;
+    let dir = match (&request.bootstrap, &request.blob_dir) {
+        (Some(path), _) => beside(path),
+        (None, Some(dir)) => dir.clone(),
+        (None, None) => std::env::temp_dir(),
+    };
+    let mut boot = bootstrap::write(&dir, &merged.tree, &slots, recipe, &request.prefetch, style)?;
     let path = match (&request.bootstrap, &request.blob_dir) {
         (Some(path), _) => path.clone(),
-        (None, Some(dir)) => dir.join(nydus_rafs::Algorithm::Sha256.digest(&boot).to_string()),
+        (None, Some(dir)) => dir.join(boot.digest().context("reading the bootstrap back")?.to_string()),
         (None, None) => bail!("--bootstrap or --blob-dir is needed"),
     };
-    write_whole(&path, &boot)?;
+    write_whole(&path, boot.read().context("reading the bootstrap back")?)?;
     trace.took("dump_bootstrap", writing.elapsed());
     let ids: Vec<BlobId> = used.into_iter().map(|blob| blob.info.id).collect();
     Ok(Report::new(Some(&path), &ids, recipe.version, recipe.compressor, trace))

@@ -1,7 +1,7 @@
 //! Where blobs and bootstraps go: files, pipes, directories in which a blob gets its name once that is known.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -66,6 +66,14 @@ pub(super) fn open_stream(path: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("opening {}", path.display()))
 }
 
+/// Returns where something too large for memory lies until it goes to `path`: beside it, unless that is a pipe.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    match fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        true => std::env::temp_dir(),
+        false => path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+    }
+}
+
 pub(super) fn open_blob(place: &BlobPlace) -> anyhow::Result<(Output, Option<&Path>)> {
     match place {
         BlobPlace::File(path) => Ok((Output::Named(open_stream(path)?), None)),
@@ -90,15 +98,16 @@ pub(super) fn keep_blob(out: Output, dir: Option<&Path>, id: &BlobId, wrote: boo
 }
 
 /// Writes a file so that under its name there is all of it or what was there before.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(super) fn write_whole(path: &Path, mut bytes: impl Read) -> anyhow::Result<()> {
     let context = || format!("writing {}", path.display());
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes)).with_context(context);
+        let copied = File::options().write(true).open(path).and_then(|mut file| io::copy(&mut bytes, &mut file));
+        return copied.map(|_| ()).with_context(context);
     }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = beside(path);
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(dir).with_context(context)?;
-    file.write_all(bytes).with_context(context)?;
+    io::copy(&mut bytes, &mut file).with_context(context)?;
     file.persist(path).map_err(|error| error.error).with_context(context)?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::io::{Cursor, Write as _};
 use std::path::{Path, PathBuf};
 
 use nydus_backend::Config;
+use nydus_rafs::tree::ChunkList;
 use nydus_rafs::{Compressor, NodeId, NodeKind, Stat, Tree, Version};
 use proptest::prelude::*;
 
@@ -53,7 +54,7 @@ fn walk(
     let alias = first.entry(id).or_insert_with(|| path.clone()).clone();
     let kind = match &node.kind {
         NodeKind::Directory(_) => None,
-        NodeKind::Regular { size, .. } => Some(NodeKind::Regular { size: *size, chunks: Vec::new() }),
+        NodeKind::Regular { size, .. } => Some(NodeKind::Regular { size: *size, chunks: ChunkList::new() }),
         other => Some(other.clone()),
     };
     if !path.as_os_str().is_empty() {

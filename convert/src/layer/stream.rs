@@ -75,7 +75,10 @@ pub(crate) fn attach(layer: &mut Layer, mut bodies: Vec<Body>) -> Vec<BodyDigest
             *chunks = std::mem::take(&mut bodies[body.0].chunks);
         }
     }
-    bodies.into_iter().map(|body| body.digest).collect()
+    let mut digests: Vec<BodyDigest> = bodies.into_iter().map(|body| body.digest).collect();
+    // They may still lie where the bodies lay, which is twice the room.
+    digests.shrink_to_fit();
+    digests
 }
 
 /// How a layer is compressed, as its first bytes say; what manifests say is sometimes wrong.

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{self, BufWriter, Cursor};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -29,7 +30,7 @@ struct ImageBlob {
 /// An image of which only the bootstrap was missing.
 #[derive(Debug)]
 pub(super) struct Merge {
-    pub(super) bundle: bundle::Bundle,
+    pub(super) bundle: bundle::Bundle<Arc<File>>,
     /// The blobs of the dictionary that the image uses.
     pub(super) known: Vec<BlobInfo>,
     pub(super) expected: Expected,
@@ -41,6 +42,7 @@ pub(super) fn merge(
     dictionary: &Dictionary,
     recipe: Recipe,
     prefetch: &[PathBuf],
+    work_dir: &Path,
 ) -> anyhow::Result<Merge> {
     let mut layers = Vec::new();
     let mut bodies = Vec::new();
@@ -72,15 +74,23 @@ pub(super) fn merge(
     }
     let slots: Vec<Blob<'_>> =
         used.iter().map(|blob| Blob { info: blob.info.clone(), chunks: blob.chunks.all() }).collect();
-    let boot = bootstrap::write(&merged.tree, &slots, recipe, prefetch, Style { merged: true, ..Style::default() })?;
-    let mut members = vec![Member { name: "image/image.boot".into(), bytes: boot }];
+    let style = Style { merged: true, ..Style::default() };
+    let mut boot = bootstrap::write(work_dir, &merged.tree, &slots, recipe, prefetch, style)?;
+    let len = boot.len();
+    let bytes = Box::new(boot.read().context("reading the bootstrap back")?);
+    let mut members = vec![Member { name: "image/image.boot".into(), len, bytes }];
     for blob in &used {
         if let (Some(_), Some((digest, file))) = (&blob.info.table, &blob.made) {
             let bytes = cached_table(&blob.info, file).context("reading a chunk table back")?;
-            members.push(Member { name: format!("image/{digest}.blob.meta"), bytes });
+            let name = format!("image/{digest}.blob.meta");
+            members.push(Member { name, len: bytes.len() as u64, bytes: Box::new(Cursor::new(bytes)) });
         }
     }
-    let bundle = bundle::pack(&members).context("packing the bootstrap layer")?;
+    let trouble = || format!("packing the bootstrap layer in the work directory {}", work_dir.display());
+    let out = BufWriter::new(tempfile::tempfile_in(work_dir).with_context(trouble)?);
+    let bundle::Bundle { out, digest, diff_id } = bundle::pack(members, out).with_context(trouble)?;
+    let out = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(trouble)?;
+    let bundle = bundle::Bundle { out: Arc::new(out), digest, diff_id };
     let contents = merged
         .bodies
         .iter()

@@ -3,26 +3,27 @@
 //! It holds `image/image.boot` and for each blob `image/<digest>.blob.meta`, the blob's chunk table as nydusd keeps it
 //! in its cache, so that a first read need not fetch it. Same input, same bytes: no times, no owners.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use anyhow::{Context as _, bail};
 use nydus_rafs::Digest;
-use sha2::{Digest as _, Sha256};
 
+use crate::layer::stream::Hashing;
 use crate::tar::{Archive, EntryKind};
 
 /// A file of the bundle.
-#[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct Member<'m> {
     pub(super) name: String,
-    pub(super) bytes: Vec<u8>,
+    pub(super) len: u64,
+    /// Gives that many bytes.
+    pub(super) bytes: Box<dyn Read + 'm>,
 }
 
 /// A packed bundle.
 #[derive(Debug)]
-pub(super) struct Bundle {
-    /// The gzip stream.
-    pub(super) bytes: Vec<u8>,
+pub(super) struct Bundle<W> {
+    /// What the gzip stream was written to.
+    pub(super) out: W,
     /// Digest of the gzip stream.
     pub(super) digest: Digest,
     /// Digest of the tar inside.
@@ -30,21 +31,26 @@ pub(super) struct Bundle {
 }
 
 /// Packs the members.
-pub(super) fn pack(members: &[Member]) -> io::Result<Bundle> {
-    let mut tar = Vec::new();
-    header(&mut tar, "image", 0o755, 0, b'5');
-    for Member { name, bytes } in members {
-        header(&mut tar, name, 0o444, bytes.len() as u64, b'0');
-        tar.extend_from_slice(bytes);
-        tar.resize(tar.len().next_multiple_of(512), 0);
+pub(super) fn pack<W: Write>(members: Vec<Member<'_>>, out: W) -> io::Result<Bundle<W>> {
+    let gzip = flate2::write::GzEncoder::new(Hashing::new(out), flate2::Compression::default());
+    let mut tar = Hashing::new(gzip);
+    let block = |name: &str, mode, size, kind| {
+        let mut block = Vec::new();
+        header(&mut block, name, mode, size, kind);
+        block
+    };
+    tar.write_all(&block("image", 0o755, 0, b'5'))?;
+    for Member { name, len, bytes } in members {
+        tar.write_all(&block(&name, 0o444, len, b'0'))?;
+        if io::copy(&mut bytes.take(len), &mut tar)? != len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        tar.write_all(&[0; 512][..(len.next_multiple_of(512) - len) as usize])?;
     }
-    tar.resize(tar.len() + 1024, 0);
-    let diff_id = Digest(Sha256::digest(&tar).into());
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gzip.write_all(&tar)?;
-    let bytes = gzip.finish()?;
-    let digest = Digest(Sha256::digest(&bytes).into());
-    Ok(Bundle { bytes, digest, diff_id })
+    tar.write_all(&[0; 1024])?;
+    let (gzip, diff_id) = tar.finish();
+    let (out, digest) = gzip.finish()?.finish();
+    Ok(Bundle { out, digest, diff_id })
 }
 
 /// The largest size that eleven octal digits tell.
@@ -101,25 +107,34 @@ pub(super) fn bootstrap(gzip: &[u8], limit: u64) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use nydus_rafs::Algorithm;
 
     use super::*;
 
     #[test]
     fn a_bundle_gives_its_bootstrap_back_and_is_the_same_every_time() {
-        let members = || {
-            vec![
-                Member { name: "image/image.boot".into(), bytes: vec![7; 5000] },
-                Member { name: "image/aa.blob.meta".into(), bytes: vec![1; 512] },
-            ]
+        let pack = || {
+            let member = |name: &str, bytes: Vec<u8>| Member {
+                name: name.into(),
+                len: bytes.len() as u64,
+                bytes: Box::new(io::Cursor::new(bytes)),
+            };
+            let members = vec![member("image/image.boot", vec![7; 5000]), member("image/aa.blob.meta", vec![1; 512])];
+            pack(members, Vec::new()).unwrap()
         };
-        let (one, two) = (pack(&members()).unwrap(), pack(&members()).unwrap());
-        assert_eq!((&one.bytes, one.diff_id), (&two.bytes, two.diff_id));
-        assert_eq!(bootstrap(&one.bytes, 1 << 20).unwrap(), vec![7; 5000]);
-        assert!(bootstrap(&one.bytes, 100).is_err());
-        assert_eq!(Digest(Sha256::digest(&one.bytes).into()), one.digest);
+        let (one, two) = (pack(), pack());
+        assert_eq!((&one.out, one.diff_id), (&two.out, two.diff_id));
+        assert_eq!(bootstrap(&one.out, 1 << 20).unwrap(), vec![7; 5000]);
+        assert!(bootstrap(&one.out, 100).is_err());
+        assert_eq!(Algorithm::Sha256.digest(&one.out), one.digest);
         let mut tar = Vec::new();
-        flate2::bufread::MultiGzDecoder::new(&one.bytes[..]).read_to_end(&mut tar).unwrap();
-        assert_eq!(Digest(Sha256::digest(&tar).into()), one.diff_id);
+        flate2::bufread::MultiGzDecoder::new(&one.out[..]).read_to_end(&mut tar).unwrap();
+        assert_eq!(Algorithm::Sha256.digest(&tar), one.diff_id);
+    }
+
+    #[test]
+    fn a_member_that_is_shorter_than_it_says_is_an_error() {
+        let member = Member { name: "image/image.boot".into(), len: 3, bytes: Box::new(&b"ab"[..]) };
+        assert!(pack(vec![member], Vec::new()).is_err());
     }
 }

@@ -348,7 +348,8 @@ impl Image<'_> {
             let recipe = self.workshop.recipe;
             let prefetch = self.request.prefetch.clone();
             let dictionary = Arc::clone(&self.workshop.dictionary);
-            move || assembly::merge(made, &dictionary, recipe, &prefetch)
+            let work_dir = Arc::clone(&self.workshop.work_dir);
+            move || assembly::merge(made, &dictionary, recipe, &prefetch, &work_dir)
         });
         let assembly::Merge { bundle, known, expected } = merge.await.context("merging the layers stopped")??;
         for info in &known {
@@ -361,9 +362,9 @@ impl Image<'_> {
         }
         let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
         let media_type = if docker { names::DOCKER_LAYER_GZIP } else { names::OCI_LAYER_GZIP };
-        let size = bundle.bytes.len() as u64;
+        let size = bundle.out.metadata().context("measuring the bootstrap layer")?.len();
         let mut bootstrap = Descriptor::new(media_type, &format!("sha256:{}", bundle.digest), size);
-        self.destination.push_bytes(&bootstrap.digest, bundle.bytes.into()).await?;
+        self.destination.push(&bootstrap.digest, size, &bundle.out).await?;
         bootstrap.annotations.insert(names::ANNOTATION_BOOTSTRAP.into(), "true".into());
         let version = self.workshop.recipe.version.number().to_string();
         bootstrap.annotations.insert(names::ANNOTATION_FS_VERSION.into(), version);

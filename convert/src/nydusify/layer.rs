@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::place::Place;
 use super::progress::LayerBar;
-use crate::bootstrap::{self, Blob, Style};
+use crate::bootstrap::{self, Blob, Style, Written};
 use crate::dictionary::Dictionary;
 use crate::layer::reference::{self, Referred};
 use crate::layer::stream::{self, Hashing, Packing, StreamError};
@@ -228,11 +228,14 @@ impl Workshop {
     }
 
     /// Writes the layer's own bootstrap.
-    fn bootstrap(&self, layer: &Layer, own: Option<Blob<'_>>) -> anyhow::Result<Vec<u8>> {
+    fn bootstrap(&self, layer: &Layer, own: Option<Blob<'_>>) -> anyhow::Result<Written> {
+        let write = |tree, blobs: &[Blob<'_>]| {
+            bootstrap::write(&self.work_dir, tree, blobs, self.recipe, &[], Style::default())
+        };
         let known = self.dictionary.blobs();
         if known.is_empty() {
             let blobs: Vec<_> = own.into_iter().collect();
-            return Ok(bootstrap::write(&layer.tree, &blobs, self.recipe, &[], Style::default())?);
+            return Ok(write(&layer.tree, &blobs)?);
         }
         // The image's bootstrap will number the blobs in another way.
         let mut tree = layer.tree.clone();
@@ -244,7 +247,7 @@ impl Workshop {
                 Some(index) => Blob { info: known[index].info.clone(), chunks: &known[index].chunks },
             });
         }
-        Ok(bootstrap::write(&tree, &blobs, self.recipe, &[], Style::default())?)
+        Ok(write(&tree, &blobs)?)
     }
 
     /// Adds what the layer's own bootstrap says to its blob.
@@ -258,9 +261,10 @@ impl Workshop {
         let (info, chunks) = (sealed.info().cloned(), Arc::new(ChunkTable::new(sealed.take_chunks())));
         layer.mark_implied();
         let own = info.as_ref().map(|info| Blob { info: info.clone(), chunks: chunks.all() });
-        let boot = self.bootstrap(&layer, own)?;
+        let mut boot = self.bootstrap(&layer, own)?;
         layer.unmark_implied();
-        let finished = sealed.finish(&boot).with_context(|| self.trouble())?;
+        let len = boot.len();
+        let finished = boot.read().and_then(|boot| sealed.finish_from(boot, len)).with_context(|| self.trouble())?;
         let Finished { out, digest, size, .. } = finished;
         let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(|| self.trouble())?;
         Ok(Made { layer, bodies, info, chunks, file: Arc::new(file), digest, size, original })

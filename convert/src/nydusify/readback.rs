@@ -49,6 +49,7 @@ pub(super) async fn bootstrap_bytes(place: &Place, layer: &Descriptor) -> anyhow
 #[derive(Debug)]
 pub(super) struct Checked {
     info: BlobInfo,
+    /// As they were made, or as its own table has them.
     chunks: Arc<ChunkTable>,
     sound: Sound,
     /// What decoding and comparing took of the processors, without what reading did.
@@ -139,12 +140,12 @@ async fn own_table(place: &Place, info: &BlobInfo, named: Arc<ChunkTable>) -> an
 /// Reads a blob back and checks every chunk that is named.
 pub(super) async fn blob(place: &Place, info: &BlobInfo, named: Arc<ChunkTable>) -> anyhow::Result<Checked> {
     let digest = format!("sha256:{}", info.id);
-    let chunks = own_table(place, info, named).await?;
+    let table = own_table(place, info, Arc::clone(&named)).await?;
     let mut attempt = 0;
     loop {
         let (download, input) = layer::pieces();
-        let (of, table) = (info.clone(), Arc::clone(&chunks));
-        let checking = tokio::spawn(timed(move || verify::check_blob(&of, &table, input)));
+        let (of, read) = (info.clone(), Arc::clone(&table));
+        let checking = tokio::spawn(timed(move || verify::check_blob(&of, &read, input)));
         let sending = async {
             let mut stream = place.blob(&digest, None).await?;
             while let Some(piece) = stream.next().await? {
@@ -159,7 +160,12 @@ pub(super) async fn blob(place: &Place, info: &BlobInfo, named: Arc<ChunkTable>)
         drop(download);
         let (checked, cpu) = checking.await.context("the check stopped")??;
         match sent {
-            Ok(()) => return Ok(Checked { info: info.clone(), chunks, sound: checked?, cpu }),
+            Ok(()) => {
+                // Of parts of something larger only the blob's own table tells where they are.
+                let parts = table.all().iter().any(|chunk| chunk.container.is_some());
+                let chunks = if parts { table } else { named };
+                return Ok(Checked { info: info.clone(), chunks, sound: checked?, cpu });
+            }
             Err(error) => {
                 attempt += 1;
                 if attempt >= TRIES || !error.is_transient() {

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nydus_rafs::blob::write::BlobWriter;
+use nydus_rafs::tree::ChunkList;
 use nydus_rafs::{Node, NodeId, NodeKind, Stat, Tree};
 
 use crate::layer::stream::attach;
@@ -171,7 +172,7 @@ impl Reading {
         if self.whiteouts == Whiteouts::Overlayfs {
             self.tree.node_mut(dir).xattrs.remove(OsStr::new(OVERLAY_OPAQUE));
             if opaque && !self.lowest {
-                let kind = NodeKind::Regular { size: 0, chunks: Vec::new() };
+                let kind = NodeKind::Regular { size: 0, chunks: ChunkList::new() };
                 let node = Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind, implied: false };
                 children.insert(OsStr::from_bytes(OPAQUE).to_owned(), self.tree.add(node));
             }
@@ -211,7 +212,7 @@ impl Reading {
         } else if kind.is_socket() {
             NodeKind::Socket
         } else {
-            NodeKind::Regular { size: metadata.len(), chunks: Vec::new() }
+            NodeKind::Regular { size: metadata.len(), chunks: ChunkList::new() }
         };
         let xattrs = xattrs_of(path)?;
         let id = self.tree.add(Node { stat: stat_of(metadata), xattrs, kind: node, implied: false });

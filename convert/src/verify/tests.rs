@@ -55,7 +55,10 @@ fn image(recipe: Recipe, layers: &[&[Item]]) -> Image {
     let order = bootstrap::number_blobs(&mut merged.tree, &same, &[]);
     let used: Vec<_> = order.iter().map(|&index| &rest[usize::from(index)]).collect();
     let blobs: Vec<_> = used.iter().map(|(_, info, chunks, _)| Blob { info: info.clone().unwrap(), chunks }).collect();
-    let boot = bootstrap::write(&merged.tree, &blobs, recipe, &[], Style::default()).unwrap();
+    let dir = std::env::temp_dir();
+    let mut written = bootstrap::write(&dir, &merged.tree, &blobs, recipe, &[], Style::default()).unwrap();
+    let mut boot = Vec::new();
+    written.read().unwrap().read_to_end(&mut boot).unwrap();
     let digest = |&(layer, BodyId(body)): &(usize, BodyId)| rest[layer].0[body].unwrap();
     let contents = merged.bodies.iter().map(|(&node, place)| (node, digest(place))).collect();
     let blobs = used.iter().map(|(.., stored)| stored.clone()).collect();
@@ -118,6 +121,25 @@ fn sample(compressor: Compressor) -> Image {
     let layers = example();
     let layers: Vec<&[Item]> = layers.iter().map(Vec::as_slice).collect();
     image(recipe(compressor, Algorithm::Blake3), &layers)
+}
+
+#[test]
+fn a_bootstrap_that_names_chunks_otherwise_than_they_were_made_is_refused() {
+    let image = sample(Compressor::Zstd);
+    let boot = Bootstrap::open(&image.boot[..]).unwrap();
+    let (info, named) = (&boot.blobs()[0], boot.chunks(0).unwrap());
+    agree(info, &named, &named).unwrap();
+    let changes: [fn(&mut Chunk); 4] = [
+        |chunk| chunk.stored.start += 1,
+        |chunk| chunk.plain.start += 4096,
+        |chunk| chunk.digest = Some(Digest([7; 32])),
+        |chunk| chunk.index.0 += 1000,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut made = named.all().to_vec();
+        change(&mut made[0]);
+        assert!(agree(info, &named, &ChunkTable::new(made)).is_err(), "change {number}");
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ mod tests {
     fn bootstrap(xattrs: &[(&str, &[u8])]) -> Bootstrap<Vec<u8>> {
         let node = |kind| Node { stat: Stat::default(), xattrs: BTreeMap::new(), kind, implied: false };
         let mut tree = Tree::new(Stat::default());
-        let mut file = node(NodeKind::Regular { size: 0, chunks: Vec::new() });
+        let mut file = node(NodeKind::Regular { size: 0, chunks: nydus_rafs::tree::ChunkList::new() });
         file.xattrs = xattrs.iter().map(|(name, value)| ((*name).into(), value.to_vec())).collect();
         let file = tree.add(file);
         let directory = tree.add(node(NodeKind::Directory([("file".into(), file)].into())));

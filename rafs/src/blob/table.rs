@@ -165,8 +165,8 @@ impl BlobTable {
     ///
     /// Chunks that the bootstrap does not name keep none: the image does not refer to them. A chunk of
     /// another length than the bootstrap's is an error.
-    pub fn with_digests(&self, bootstrap: &ChunkTable) -> Result<ChunkTable, FormatError> {
-        let mut chunks = self.chunks.clone();
+    pub fn with_digests(self, bootstrap: &ChunkTable) -> Result<ChunkTable, FormatError> {
+        let mut chunks = self.chunks;
         for chunk in &mut chunks {
             if let Some(named) = bootstrap.at(chunk.index, chunk.plain.start) {
                 if named.plain != chunk.plain {

@@ -7,7 +7,7 @@
 //! [`Sealed::reference`] makes the same of chunks that lie in an object that is there already: then only the
 //! table and what follows it are written.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -31,6 +31,8 @@ const PAGE: u64 = 4096;
 const MAX_CHUNKS: usize = 0xff_ffff;
 /// Offsets of stored chunks have 40 bits.
 const MAX_STORED: u64 = 1 << 40;
+/// Bootstraps up to this many bytes are compressed at once, and larger ones as they are read.
+const AT_ONCE: u64 = 4 << 20;
 /// Tables of version 2 have 24 bits for the size of a stored chunk, so that 16 MiB are one too many.
 pub const MAX_CHUNK_V2: u32 = 8 << 20;
 
@@ -504,24 +506,41 @@ impl<W: Write> Sealed<W> {
     }
 
     /// Writes the bootstrap, if the form has it in the blob, and the table of contents.
-    pub fn finish(mut self, bootstrap: &[u8]) -> io::Result<Finished<W>> {
+    pub fn finish(self, bootstrap: &[u8]) -> io::Result<Finished<W>> {
+        self.finish_from(bootstrap, bootstrap.len() as u64)
+    }
+
+    /// As [`Self::finish`], with a bootstrap of `len` bytes that is read from somewhere. A large one is not held in memory.
+    pub fn finish_from(mut self, mut bootstrap: impl Read, len: u64) -> io::Result<Finished<W>> {
         let out = &mut self.out;
         let mut toc = self.toc_bytes;
         if self.form.inline() {
-            let (codec, stored) = match self.form.toc() {
-                true => codec::encode(Compressor::Zstd, bootstrap),
-                false => (Codec::Plain, bootstrap.into()),
-            };
             let at = out.at;
-            out.write(&stored)?;
-            self.toc.entries.push(TocEntry {
-                section: Section::Bootstrap,
-                codec,
-                digest: Algorithm::Sha256.digest(bootstrap),
-                stored: at..out.at,
-                plain_size: bootstrap.len() as u64,
-            });
-            out.write(&tar_header(Section::Bootstrap, stored.len() as u64))?;
+            let mut plain = Digesting { from: bootstrap.by_ref().take(len), sha256: Sha256::new(), len: 0 };
+            let codec = match self.form.toc() {
+                false => {
+                    io::copy(&mut plain, &mut Forward(out))?;
+                    Codec::Plain
+                }
+                true if len > AT_ONCE => {
+                    codec::compress_stream(&mut plain, len, Forward(out))?;
+                    Codec::Zstd
+                }
+                true => {
+                    let mut bytes = Vec::new();
+                    plain.read_to_end(&mut bytes)?;
+                    let (codec, stored) = codec::encode(Compressor::Zstd, &bytes);
+                    out.write(&stored)?;
+                    codec
+                }
+            };
+            if plain.len != len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let digest = Digest(plain.sha256.finalize().into());
+            let section = Section::Bootstrap;
+            self.toc.entries.push(TocEntry { section, codec, digest, stored: at..out.at, plain_size: len });
+            out.write(&tar_header(Section::Bootstrap, out.at - at))?;
             if self.form.toc() {
                 let bytes = toc_with_header(&self.toc);
                 out.write(&bytes)?;
@@ -535,6 +554,36 @@ impl<W: Write> Sealed<W> {
             toc: toc.map(|bytes| (Algorithm::Sha256.digest(&bytes), bytes.len() as u32)),
             out: self.out.out,
         })
+    }
+}
+
+/// Counts and hashes what is read.
+struct Digesting<R> {
+    from: R,
+    sha256: Sha256,
+    len: u64,
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = self.from.read(into)?;
+        self.sha256.update(&into[..len]);
+        self.len += len as u64;
+        Ok(len)
+    }
+}
+
+/// Lets a blob be written by what writes to anything.
+struct Forward<'h, W>(&'h mut Hashing<W>);
+
+impl<W: Write> Write for Forward<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -614,6 +663,22 @@ mod tests {
                 false => prop_assert!(section::read_bootstrap(&mut blob).is_err()),
             }
             prop_assert_eq!(section::read_toc(&mut blob).expect("readable").is_some(), form == Form::InlineToc || form == Form::Toc && !contents.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_bootstrap_too_large_to_be_held_is_the_same_again() {
+        let bootstrap: Vec<u8> = (0..AT_ONCE + 4096).map(|at| (at / 1000 * at % 251) as u8).collect();
+        for form in [Form::Inline, Form::InlineToc] {
+            let options = Options::new(form, Compressor::Zstd, Algorithm::Blake3);
+            let (blob, ..) = write(&options, &[vec![7; 5000]], &bootstrap);
+            let mut blob = Cursor::new(blob);
+            assert!(section::read_bootstrap(&mut blob).expect("own bootstrap") == bootstrap, "{form:?}");
+            let sealed = BlobWriter::new(Vec::new(), options).seal().expect("memory");
+            assert!(
+                sealed.finish_from(&bootstrap[1..], bootstrap.len() as u64).is_err(),
+                "a bootstrap that is cut short"
+            );
         }
     }
 

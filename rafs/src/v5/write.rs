@@ -5,6 +5,7 @@
 //! any of theirs, but an inode is followed by everything below it. So all is numbered first, then placed, then put there.
 
 use std::ffi::OsStr;
+use std::io::{Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::IntoBytes;
@@ -15,6 +16,7 @@ use crate::bootstrap::BlobInfo;
 use crate::digest::Digest;
 use crate::flags::Flags;
 use crate::record::ChunkRecord;
+use crate::sheet::Sheet;
 use crate::tree::{Node, NodeId, NodeKind, Tree};
 use crate::write::{Chunks, Options, WriteError, check_name, check_target, xattr_name};
 
@@ -22,15 +24,16 @@ use crate::write::{Chunks, Options, WriteError, check_name, check_target, xattr_
 const ENTRY_SIZE: u64 = 8;
 
 /// Writes a tree.
-pub(crate) fn write(
+pub(crate) fn write<F: Read + Write + Seek>(
     tree: &Tree,
     blobs: &[BlobInfo],
     chunks: &Chunks<'_>,
     options: &Options,
-) -> Result<Vec<u8>, WriteError> {
+    out: Sheet<F>,
+) -> Result<u64, WriteError> {
     check_blobs(blobs, options)?;
     let numbers = Numbers::assign(tree)?;
-    let mut writer = Writer { tree, options, chunks, numbers: &numbers, digests: Vec::new(), out: Vec::new() };
+    let mut writer = Writer { tree, options, chunks, numbers: &numbers, digests: Vec::new(), out };
     writer.digests = writer.digests()?;
     let count = numbers.entries.len() as u64;
     let prefetch = options.prefetch.len() as u64;
@@ -43,7 +46,7 @@ pub(crate) fn write(
     let inodes_at = extended_at + 64 * blobs.len() as u64;
 
     let (places, end) = writer.places(inodes_at)?;
-    writer.out.resize(usize::try_from(end).map_err(|_| WriteError::TooMany("inodes"))?, 0);
+    writer.out.reach(end);
     let has_xattrs = numbers.entries.iter().any(|entry| !tree.node(entry.node).xattrs.is_empty());
     let mut flags = Flags::of(options.compressor, options.algorithm).0;
     flags |= if options.explicit_ids { Flags::EXPLICIT_IDS } else { 0 };
@@ -64,21 +67,21 @@ pub(crate) fn write(
         extended_len: (blobs.len() as u32).into(),
         extended_at: extended_at.into(),
     };
-    writer.put(0, superblock.as_bytes());
-    writer.put(blob_table_at, &blob_table);
+    writer.put(0, superblock.as_bytes())?;
+    writer.put(blob_table_at, &blob_table)?;
     for (index, blob) in blobs.iter().enumerate() {
-        writer.put(extended_at + 64 * index as u64, ExtendedBlob::new(blob).as_bytes());
+        writer.put(extended_at + 64 * index as u64, ExtendedBlob::new(blob).as_bytes())?;
     }
     for (index, &id) in options.prefetch.iter().enumerate() {
         let number = numbers.number.get(id.0).copied().filter(|&number| number != 0).ok_or(WriteError::Prefetch(id))?;
-        writer.put(prefetch_at + 4 * index as u64, &number.to_le_bytes());
+        writer.put(prefetch_at + 4 * index as u64, &number.to_le_bytes())?;
     }
     for (position, &at) in places.iter().enumerate() {
         let slot = u32::try_from(at / ALIGNMENT).map_err(|_| WriteError::TooMany("inodes"))?;
-        writer.put(inode_table_at + 4 * position as u64, &slot.to_le_bytes());
+        writer.put(inode_table_at + 4 * position as u64, &slot.to_le_bytes())?;
         writer.inode(position, at)?;
     }
-    Ok(writer.out)
+    Ok(writer.out.finish()?)
 }
 
 fn check_blobs(blobs: &[BlobInfo], options: &Options) -> Result<(), WriteError> {
@@ -197,21 +200,19 @@ impl<'a> Numbers<'a> {
     }
 }
 
-struct Writer<'a> {
+struct Writer<'a, F> {
     tree: &'a Tree,
     options: &'a Options,
     chunks: &'a Chunks<'a>,
     numbers: &'a Numbers<'a>,
     /// Digests of inodes, by position.
     digests: Vec<Digest>,
-    out: Vec<u8>,
+    out: Sheet<F>,
 }
 
-impl Writer<'_> {
-    fn put(&mut self, at: u64, bytes: &[u8]) {
-        // All was placed before the file got its length.
-        let start = at as usize;
-        self.out[start..start + bytes.len()].copy_from_slice(bytes);
+impl<F: Read + Write + Seek> Writer<'_, F> {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        Ok(self.out.put(at, bytes)?)
     }
 
     /// Names what each inode holds: a directory's digest is that of its children's, and so covers all contents.
@@ -303,15 +304,15 @@ impl Writer<'_> {
             mtime: node.stat.mtime.into(),
             reserved: [0; 8],
         };
-        self.put(at, inode.as_bytes());
+        self.put(at, inode.as_bytes())?;
         let mut cursor = at + 128;
         for text in [entry.name.as_bytes(), target] {
-            self.put(cursor, text);
+            self.put(cursor, text)?;
             cursor += (text.len() as u64).next_multiple_of(ALIGNMENT);
         }
         if !xattrs.is_empty() {
-            self.put(cursor, &(xattrs.len() as u64).to_le_bytes());
-            self.put(cursor + 8, &xattrs);
+            self.put(cursor, &(xattrs.len() as u64).to_le_bytes())?;
+            self.put(cursor + 8, &xattrs)?;
             cursor += 8 + (xattrs.len() as u64).next_multiple_of(ALIGNMENT);
         }
         if let NodeKind::Regular { size, chunks } = &node.kind {
@@ -322,7 +323,7 @@ impl Writer<'_> {
             for (number, &chunk) in chunks.iter().enumerate() {
                 let file_offset = number as u64 * chunk_size;
                 let record = ChunkRecord::new(self.chunks.get(chunk)?, u32::from(chunk.blob), file_offset);
-                self.put(cursor + 80 * number as u64, record.as_bytes());
+                self.put(cursor + 80 * number as u64, record.as_bytes())?;
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! by place, so that nothing can be written before all is placed.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::IntoBytes;
@@ -13,8 +14,10 @@ use super::place::{Place, Places, with_dots};
 use crate::blob::format::features;
 use crate::bootstrap::{BlobInfo, Kind};
 use crate::chunk::Compressor;
+use crate::digest::Digest;
 use crate::flags::Flags;
 use crate::record::ChunkRecord;
+use crate::sheet::Sheet;
 use crate::tree::{ChunkRef, Node, NodeId, NodeKind, Tree};
 use crate::write::{Chunks, Options, WriteError, check_target, xattr_name};
 
@@ -26,25 +29,24 @@ const RECORD_SIZE: u64 = size_of::<ChunkRecord>() as u64;
 const MAPPING: u64 = 512 << 10;
 
 /// Writes a tree.
-pub(crate) fn write(
+pub(crate) fn write<F: Read + Write + Seek>(
     tree: &Tree,
     blobs: &[BlobInfo],
     chunks: &Chunks<'_>,
     options: &Options,
-) -> Result<Vec<u8>, WriteError> {
+    out: Sheet<F>,
+) -> Result<u64, WriteError> {
     if blobs.len() > MAX_BLOBS {
         return Err(WriteError::TooMany("blobs"));
     }
     let bits = if options.tarfs { TARFS_BITS } else { PAGE_BITS };
     let places = Places::assign(tree, 1 << bits, options.chunk_size)?;
     let layout = Layout::new(blobs.len(), if blobs.is_empty() { 0 } else { options.prefetch.len() }, places.end);
-    // All at once: growing would move it, and take as much again.
     let met = places.visited.iter().map(|&id| match &tree.node(id).kind {
         NodeKind::Regular { chunks, .. } => chunks.len(),
         _ => 0,
     });
     let met: usize = met.sum();
-    let size = layout.chunk_table + RECORD_SIZE * met as u64 + PAGE;
     let mut writer = Writer {
         tree,
         options,
@@ -55,7 +57,7 @@ pub(crate) fn write(
         has_xattrs: options.claim_xattrs,
         met: Vec::with_capacity(met),
         record_bytes: 0,
-        out: Vec::with_capacity(usize::try_from(size).map_err(|_| WriteError::TooMany("inodes"))?),
+        out,
     };
     for &id in &places.visited {
         writer.inode(id)?;
@@ -64,7 +66,7 @@ pub(crate) fn write(
     writer.blobs(blobs)?;
     writer.prefetch_table()?;
     writer.superblocks(blobs)?;
-    Ok(writer.out)
+    Ok(writer.out.finish()?)
 }
 
 /// Returns the size of an inode with its extended attributes.
@@ -109,7 +111,7 @@ impl Layout {
     }
 }
 
-struct Writer<'a> {
+struct Writer<'a, F> {
     tree: &'a Tree,
     options: &'a Options,
     bits: u8,
@@ -120,17 +122,12 @@ struct Writer<'a> {
     /// Chunks as they were met, with their number in the file.
     met: Vec<(ChunkRef, u32)>,
     record_bytes: u64,
-    out: Vec<u8>,
+    out: Sheet<F>,
 }
 
-impl Writer<'_> {
-    fn put(&mut self, at: u64, bytes: &[u8]) {
-        // What was placed fits into memory, or the tree would not have.
-        let (start, end) = (at as usize, at as usize + bytes.len());
-        if self.out.len() < end {
-            self.out.resize(end, 0);
-        }
-        self.out[start..end].copy_from_slice(bytes);
+impl<F: Read + Write + Seek> Writer<'_, F> {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        Ok(self.out.put(at, bytes)?)
     }
 
     fn inode(&mut self, id: NodeId) -> Result<(), WriteError> {
@@ -173,10 +170,10 @@ impl Writer<'_> {
             reserved2: [0; 16],
         };
         let at = self.layout.meta + place.at;
-        self.put(at, inode.as_bytes());
+        self.put(at, inode.as_bytes())?;
         let xattrs = xattr_area(node)?;
         self.has_xattrs |= !xattrs.is_empty();
-        self.put(at + 64, &xattrs);
+        self.put(at + 64, &xattrs)?;
         Ok(())
     }
 
@@ -189,9 +186,9 @@ impl Writer<'_> {
         let tail = if place.layout == FLAT_INLINE { data.len() % (1 << self.bits) } else { 0 };
         let (blocks, tail) = data.split_at(data.len() - tail);
         if !blocks.is_empty() {
-            self.put(self.layout.meta + place.blocks_at, blocks);
+            self.put(self.layout.meta + place.blocks_at, blocks)?;
         }
-        self.put(self.layout.meta + place.at + inode_size(node)?, tail);
+        self.put(self.layout.meta + place.at + inode_size(node)?, tail)?;
         Ok(())
     }
 
@@ -259,7 +256,7 @@ impl Writer<'_> {
             self.met.push((*chunk_ref, position));
         }
         let at = (place.at + inode_size(node)?).next_multiple_of(8);
-        self.put(self.layout.meta + at, &bytes);
+        self.put(self.layout.meta + at, &bytes)?;
         // One extent lets the kernel read such a file in large pieces.
         let extent = if contiguous && size > chunk_size { size.checked_next_power_of_two() } else { None };
         let extent = extent.filter(|extent| extent.trailing_zeros() < 31 + u32::from(self.bits)).unwrap_or(chunk_size);
@@ -268,17 +265,22 @@ impl Writer<'_> {
 
     /// Writes one record for each digest and blob, that of the chunk that was met last, in the order of digests.
     fn chunk_table(&mut self) -> Result<(), WriteError> {
-        let mut met = std::mem::take(&mut self.met);
-        let mut failed = None;
-        met.sort_by_cached_key(|&(place, _)| {
-            let chunk = self.chunks.get(place).map_err(|error| failed = Some(error)).ok();
-            (chunk.and_then(|chunk| chunk.digest).map_or([0; 32], |digest| digest.0), place.blob)
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        let met = std::mem::take(&mut self.met);
+        let digest = |(place, _): (ChunkRef, u32)| self.chunks.get(place).ok().and_then(|chunk| chunk.digest);
+        let key = |number: u32| {
+            let (place, position) = met[number as usize];
+            (digest((place, position)).map_or([0; 32], |digest| digest.0), place.blob, number)
+        };
+        // Whole keys would take four times what they sort; their beginnings decide almost always.
+        let beginning = |digest: Option<Digest>| {
+            digest.and_then(|digest| digest.0.first_chunk().copied()).map_or(0, u64::from_be_bytes)
+        };
+        let count = u32::try_from(met.len()).map_err(|_| WriteError::TooMany("chunks"))?;
+        let mut order: Vec<(u64, u32)> =
+            (0..count).zip(&met).map(|(number, &met)| (beginning(digest(met)), number)).collect();
+        order.sort_unstable_by(|one, other| one.0.cmp(&other.0).then_with(|| key(one.1).cmp(&key(other.1))));
         let mut at = self.layout.chunk_table;
-        let mut met = met.into_iter().peekable();
+        let mut met = order.into_iter().map(|(_, number)| met[number as usize]).peekable();
         while let Some((place, position)) = met.next() {
             let chunk = self.chunks.get(place)?;
             if let Some(&(next, _)) = met.peek()
@@ -288,16 +290,16 @@ impl Writer<'_> {
                 continue;
             }
             let file_offset = u64::from(position) * u64::from(self.options.chunk_size);
-            self.put(at, ChunkRecord::new(chunk, u32::from(place.blob), file_offset).as_bytes());
+            self.put(at, ChunkRecord::new(chunk, u32::from(place.blob), file_offset).as_bytes())?;
             at += RECORD_SIZE;
         }
         self.record_bytes = at - self.layout.chunk_table;
-        self.put(at, &[0; PAGE as usize][..(at.next_multiple_of(PAGE) - at) as usize]);
+        self.put(at, &[0; PAGE as usize][..(at.next_multiple_of(PAGE) - at) as usize])?;
         Ok(())
     }
 
     fn blobs(&mut self, blobs: &[BlobInfo]) -> Result<(), WriteError> {
-        let mut mapped = self.out.len() as u64;
+        let mut mapped = self.out.len();
         for (index, blob) in blobs.iter().enumerate() {
             let name = blob.id.as_str().as_bytes();
             if name.len() > 64 || blobs[..index].iter().any(|earlier| earlier.id == blob.id) {
@@ -311,9 +313,9 @@ impl Writer<'_> {
             let block = |count: u64| u32::try_from(count).map_err(|_| WriteError::TooMany("blocks"));
             let slot =
                 DeviceSlot { id, blocks: block(blocks)?.into(), mapped_block: block(start)?.into(), reserved: [0; 56] };
-            self.put(DEVICES_AT + 128 * index as u64, slot.as_bytes());
+            self.put(DEVICES_AT + 128 * index as u64, slot.as_bytes())?;
             let entry = BlobEntry::new(blob, id, index as u32, self.options.chunk_size);
-            self.put(self.layout.blob_table + 256 * index as u64, entry.as_bytes());
+            self.put(self.layout.blob_table + 256 * index as u64, entry.as_bytes())?;
         }
         Ok(())
     }
@@ -323,7 +325,7 @@ impl Writer<'_> {
             for (index, &id) in self.options.prefetch.iter().enumerate() {
                 let place = self.places.by_node.get(id.0).copied().flatten().ok_or(WriteError::Prefetch(id))?;
                 let nid = u32::try_from(place.nid()).map_err(|_| WriteError::TooMany("inodes"))?;
-                self.put(self.layout.prefetch + 4 * index as u64, &nid.to_le_bytes());
+                self.put(self.layout.prefetch + 4 * index as u64, &nid.to_le_bytes())?;
             }
         }
         Ok(())
@@ -360,7 +362,7 @@ impl Writer<'_> {
             device_slot: DEVICES_SLOT.into(),
             reserved: [0; 38],
         };
-        self.put(SUPER_AT, erofs.as_bytes());
+        self.put(SUPER_AT, erofs.as_bytes())?;
         let prefetch = if self.layout.prefetch == 0 { 0 } else { 4 * self.options.prefetch.len() as u32 };
         let rafs = RafsSuper {
             flags: flags.into(),
@@ -374,7 +376,7 @@ impl Writer<'_> {
             padding: 0.into(),
             reserved: [0; 200],
         };
-        self.put(RAFS_SUPER_AT, rafs.as_bytes());
+        self.put(RAFS_SUPER_AT, rafs.as_bytes())?;
         Ok(())
     }
 }

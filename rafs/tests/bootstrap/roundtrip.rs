@@ -81,7 +81,7 @@ fn chunk_records_come_back_with_digest_and_crc() {
     let mut tree = Tree::new(Default::default());
     let chunks: Vec<_> =
         tables[1].all().iter().map(|chunk| nydus_rafs::tree::ChunkRef { blob: 1, chunk: chunk.index }).collect();
-    let kind = NodeKind::Regular { size: 4096 * chunks.len() as u64, chunks };
+    let kind = NodeKind::Regular { size: 4096 * chunks.len() as u64, chunks: chunks.into() };
     let file =
         tree.add(nydus_rafs::Node { stat: Default::default(), xattrs: Default::default(), kind, implied: false });
     let NodeKind::Directory(children) = &mut tree.node_mut(Tree::ROOT).kind else { panic!("the root is a directory") };
@@ -123,9 +123,9 @@ fn what_the_format_cannot_hold_is_refused() {
         with(&"n".repeat(256), node(NodeKind::Fifo)),
         with("link", node(NodeKind::Symlink("".into()))),
         with("link", node(NodeKind::Symlink("t".repeat(4097).into()))),
-        with("file", node(NodeKind::Regular { size: 1, chunks: Vec::new() })),
-        with("file", node(NodeKind::Regular { size: 1, chunks: vec![chunk(2, 0)] })),
-        with("file", node(NodeKind::Regular { size: 1, chunks: vec![chunk(0, 77)] })),
+        with("file", node(NodeKind::Regular { size: 1, chunks: nydus_rafs::tree::ChunkList::new() })),
+        with("file", node(NodeKind::Regular { size: 1, chunks: [chunk(2, 0)].into() })),
+        with("file", node(NodeKind::Regular { size: 1, chunks: [chunk(0, 77)].into() })),
         with("x", nydus_rafs::Node { xattrs: [("btrfs.a".into(), vec![])].into(), ..node(NodeKind::Fifo) }),
         with("x", nydus_rafs::Node { xattrs: [("user.a".into(), vec![0; 65536])].into(), ..node(NodeKind::Fifo) }),
     ];

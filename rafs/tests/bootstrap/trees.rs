@@ -180,7 +180,8 @@ pub(crate) fn trees() -> impl Strategy<Value = Tree> {
                 Shape::Crowd(count) => {
                     let crowd = tree.add(node(NodeKind::Directory(BTreeMap::new())));
                     for index in 0..count {
-                        let file = tree.add(node(NodeKind::Regular { size: 0, chunks: Vec::new() }));
+                        let file =
+                            tree.add(node(NodeKind::Regular { size: 0, chunks: nydus_rafs::tree::ChunkList::new() }));
                         hang(
                             &mut tree,
                             crowd,

@@ -143,7 +143,7 @@ fn small_chunks_are_batched_as_the_established_builder_batches_them() {
     let (bootstrap, blob) = open("v6-batch", "bootstrap");
     let info = &bootstrap.blobs()[0];
     let theirs = table(info, blob);
-    let named = theirs.with_digests(&bootstrap.chunks(0).expect("chunks")).expect("the same chunks");
+    let named = theirs.clone().with_digests(&bootstrap.chunks(0).expect("chunks")).expect("the same chunks");
     let options = Options { batch_size: Some(0x40000), ..Options::new(Form::Plain, info.compressor, info.algorithm) };
     let mut writer = BlobWriter::new(Vec::new(), options);
     for chunk in named.all() {
@@ -190,7 +190,7 @@ fn tables_of_original_layers_are_written_as_the_established_builder_writes_them(
     let meta = fixtures().blobs("v6-zran")[info.meta_digest.to_string().as_str()];
     let theirs = table(info, meta);
     let named = bootstrap.chunks(0).expect("chunks");
-    let joined = theirs.with_digests(&named).expect("the same chunks");
+    let joined = theirs.clone().with_digests(&named).expect("the same chunks");
     let mut chunks = joined.all().to_vec();
     for chunk in &mut chunks {
         chunk.stored = named.at(chunk.index, chunk.plain.start).expect("named").stored.clone();

@@ -1,6 +1,6 @@
 use std::fs;
 
-use nydus_rafs::{Bootstrap, Compressor, NodeKind, Tree};
+use nydus_rafs::{Algorithm, Bootstrap, Compressor, NodeKind, Tree};
 
 use super::*;
 use crate::image::{check, merge};
