@@ -82,6 +82,9 @@ impl Destination {
             let named = || format!("pushing blob {digest} to {}", self.place);
             if error.status().is_some_and(|status| status.as_u16() == 413) {
                 if tried == PARTS.len() {
+                    if let Some(upload) = session {
+                        upload.cancel().await;
+                    }
                     return Err(error).with_context(|| {
                         format!(
                             "{}: the registry, or a proxy before it, takes not even {} bytes at once; raise its limit (nginx calls it client_max_body_size)",
