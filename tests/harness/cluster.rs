@@ -18,17 +18,19 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nydus_rafs::Algorithm;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::authority::Authority;
+use crate::containerd::{Containerd, Options};
 use crate::front::{Front, PASSWORD, USER};
 use crate::fuse::Mounted;
 use crate::gate::{Gate, Pace, Passed};
 use crate::image;
 use crate::lab::Lab;
-use crate::process::{Process, shoal};
+use crate::process::{Process, run, shoal};
 use crate::registry::Registry;
 use crate::scratch::Scratch;
+use crate::tree::{self, Table};
 
 /// Where what is read lies.
 pub const REPOSITORY: &str = "team/model";
@@ -313,24 +315,32 @@ impl Cluster {
         Mounted::launch(self.lab.command(node, shoal("nydusd")?), bootstrap, &config, &dir)
     }
 
-    /// Takes a manifest and all that it names through a node, as a client does that unpacks; returns the bytes of the blobs.
-    pub fn pull(&self, node: usize, door: Door, tag: &str) -> Result<u64> {
-        let caller = self.caller(door);
-        let accept = format!("{caller}Accept: application/vnd.oci.image.manifest.v1+json\r\n");
-        let manifest = self.read(node, &format!("/v2/{REPOSITORY}/manifests/{tag}"), &accept)?;
-        let manifest: Value = serde_json::from_slice(&manifest)?;
-        let layers = manifest["layers"].as_array().context("a manifest has layers")?;
-        let mut size = 0;
-        for blob in layers.iter().chain([&manifest["config"]]) {
-            let digest = blob["digest"].as_str().context("a descriptor has a digest")?;
-            let bytes = self.read(node, &format!("/v2/{REPOSITORY}/blobs/{digest}"), &caller)?;
-            ensure!(
-                digest == format!("sha256:{}", Algorithm::Sha256.digest(&bytes)),
-                "node {node} gave a wrong {digest}"
-            );
-            size += bytes.len() as u64;
+    /// Starts a containerd on a node that asks the node's mirror first; `round` tells those of one node apart.
+    pub fn containerd(&self, node: usize, door: Door, round: &str) -> Result<Containerd> {
+        let mut options = Options::plain(self.host(door));
+        if door == Door::Private {
+            options.private = options.plain_http.drain(..).map(|host| (host, self.authority.ca().to_owned())).collect();
         }
-        Ok(size)
+        options.mirror = Some(format!("http://{}:4001", self.lab.address(node)));
+        options.network = Some(self.lab.network(node));
+        Containerd::start(&self.dir(node).join(round), &options)
+    }
+
+    /// Has a node's containerd pull and unpack an image; returns what is in it.
+    pub fn pull(&self, containerd: &Containerd, door: Door, tag: &str) -> Result<Table> {
+        let image = format!("{}/{REPOSITORY}:{tag}", self.host(door));
+        let mut pull = containerd.ctr();
+        pull.args(["images", "pull", "--snapshotter", "overlayfs", "--hosts-dir"]).arg(containerd.dir.join("certs.d"));
+        if door == Door::Private {
+            pull.args(["--user", &format!("{USER}:{PASSWORD}")]);
+        }
+        run(pull.arg(&image))?;
+        let root = containerd.dir.join("unpacked");
+        std::fs::create_dir_all(&root)?;
+        run(containerd.ctr().args(["images", "mount", "--snapshotter", "overlayfs", &image]).arg(&root))?;
+        let table = tree::read(&root);
+        run(containerd.ctr().args(["images", "unmount"]).arg(&root))?;
+        table.context("reading what containerd unpacked")
     }
 }
 

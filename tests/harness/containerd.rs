@@ -26,6 +26,8 @@ pub struct Options {
     pub mirror: Option<String>,
     /// The binary; `None` looks on `PATH`.
     pub binary: Option<PathBuf>,
+    /// The network namespace in which it and its `ctr` run, if not this process's.
+    pub network: Option<PathBuf>,
 }
 
 impl Options {
@@ -39,6 +41,7 @@ impl Options {
             private: Vec::new(),
             mirror: None,
             binary: None,
+            network: None,
         }
     }
 }
@@ -55,6 +58,7 @@ pub struct Containerd {
     binary: PathBuf,
     /// The folder of a containerd that is not the system's.
     own: Option<PathBuf>,
+    network: Option<PathBuf>,
 }
 
 impl Containerd {
@@ -66,41 +70,37 @@ impl Containerd {
             None => program("containerd").context("containerd is not installed")?,
         };
         let socket = dir.join("c.sock");
-        for host in &options.plain_http {
+        let plain = options.plain_http.iter().map(|host| (host, "http", String::new()));
+        let private = options.private.iter().map(|(host, ca)| (host, "https", format!("  ca = {ca:?}\n")));
+        for (host, scheme, ca) in plain.chain(private) {
             let certs = dir.join("certs.d").join(host);
             std::fs::create_dir_all(&certs)?;
-            let mirror = options.mirror.as_ref().map(|url| format!("[host.\"{url}\"]\n  capabilities = [\"pull\"]\n"));
+            // The mirror hands on whom to ask for tokens: that one's authority is looked for in the mirror's section.
+            let mirror =
+                options.mirror.as_ref().map(|url| format!("[host.\"{url}\"]\n  capabilities = [\"pull\"]\n{ca}"));
             let text = format!(
-                "server = \"http://{host}\"\n{}[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n",
+                "server = \"{scheme}://{host}\"\n{}[host.\"{scheme}://{host}\"]\n  \
+                 capabilities = [\"pull\", \"resolve\", \"push\"]\n{ca}",
                 mirror.unwrap_or_default()
-            );
-            std::fs::write(certs.join("hosts.toml"), text)?;
-        }
-        for (host, ca) in &options.private {
-            let certs = dir.join("certs.d").join(host);
-            std::fs::create_dir_all(&certs)?;
-            let text = format!(
-                "server = \"https://{host}\"\n[host.\"https://{host}\"]\n  \
-                 capabilities = [\"pull\", \"resolve\", \"push\"]\n  ca = \"{}\"\n",
-                ca.display()
             );
             std::fs::write(certs.join("hosts.toml"), text)?;
         }
         std::fs::write(dir.join("config.toml"), toml(dir, &socket, options))?;
         let own = options.binary.as_ref().and_then(|binary| binary.parent()).map(Path::to_owned);
-        let process = launch(dir, &binary, &socket, own.as_deref())?;
-        Ok(Self { process, socket, dir: dir.to_owned(), binary, own })
+        let network = options.network.clone();
+        let process = launch(dir, &binary, &socket, own.as_deref(), network.as_deref())?;
+        Ok(Self { process, socket, dir: dir.to_owned(), binary, own, network })
     }
 
     /// Starts it again after it was stopped or killed; its containers have gone on meanwhile.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.dir, &self.binary, &self.socket, self.own.as_deref())?;
+        self.process = launch(&self.dir, &self.binary, &self.socket, self.own.as_deref(), self.network.as_deref())?;
         Ok(())
     }
 
     /// Returns a `ctr` command for this containerd.
     pub fn ctr(&self) -> Command {
-        let mut command = Command::new(self.binary.with_file_name("ctr"));
+        let mut command = within(self.network.as_deref(), &self.binary.with_file_name("ctr"));
         command.arg("-a").arg(&self.socket);
         command
     }
@@ -151,8 +151,16 @@ impl Drop for Containerd {
     }
 }
 
-fn launch(dir: &Path, binary: &Path, socket: &Path, own: Option<&Path>) -> Result<Process> {
-    let mut command = Command::new(binary);
+/// Returns a command in a network namespace, or in this process's.
+fn within(network: Option<&Path>, program: &Path) -> Command {
+    let Some(network) = network else { return Command::new(program) };
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", network.display())).arg(program);
+    command
+}
+
+fn launch(dir: &Path, binary: &Path, socket: &Path, own: Option<&Path>, network: Option<&Path>) -> Result<Process> {
+    let mut command = within(network, binary);
     command.arg("-c").arg(dir.join("config.toml"));
     // The shim and runc are looked for beside containerd first, so that versions match.
     let mut path = std::env::var_os("PATH").unwrap_or_default();

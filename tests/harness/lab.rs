@@ -10,6 +10,7 @@
 
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -76,10 +77,15 @@ impl Lab {
         format!("{}-h{node}", self.name)
     }
 
+    /// Returns the network namespace of a node.
+    pub fn network(&self, node: usize) -> PathBuf {
+        Path::new("/run/netns").join(self.namespace(node))
+    }
+
     /// Returns a command that runs `program` on a node.
     pub fn command(&self, node: usize, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace(node))).arg(program);
+        command.arg(format!("--net={}", self.network(node).display())).arg(program);
         command
     }
 

@@ -173,6 +173,7 @@ impl Node {
                 private: setup.private.iter().map(|private| (setup.registry.clone(), private.ca.clone())).collect(),
                 mirror: setup.member.is_some().then(|| mirror_url.clone()),
                 binary: setup.containerd.clone(),
+                network: None,
             },
         )?;
         Ok(Self {

@@ -76,6 +76,7 @@ impl Stack {
             private: Vec::new(),
             mirror: None,
             binary,
+            network: None,
         };
         let (mut process, mut health) = (None, 0);
         if let Some((port, healthy)) = mirror {
