@@ -6,8 +6,9 @@
 //!
 //! A piece that a reader [wants](Input::Want) and that is not here is a *fetch*. It is asked from somebody who is *known* to
 //! have it (`known`), else from the *home* of its group (`members`), which sends it, refers the asker to others (`home`),
-//! or gets it from the registry: of all nodes only the home does that. `ask` finds sources and watches over them, `serve`
-//! answers others, `read` is about the registry, `trust` and `standing` are about belief, `grant` is about readers' rights,
+//! or gets it from the registry: of all nodes only the home does that. `source` chooses whom to ask, `ask` asks as many as there
+//! is room for, `heard` takes what they say, `watch` ends patience with them; `serve` answers others and `line` sends in order;
+//! `read` is about the registry, `trust` and `standing` are about belief, `grant` is about readers' rights,
 //! and `leave` about deletion and departure.
 //!
 //! Four rules keep a crowd from hurting itself:
@@ -24,20 +25,24 @@ mod blob;
 pub mod config;
 mod grant;
 pub mod grid;
+mod heard;
 mod home;
 mod intake;
 mod known;
 pub mod leave;
+mod line;
 pub mod members;
 pub mod message;
 pub mod port;
 mod read;
 mod report;
 mod serve;
+mod source;
 mod standing;
 pub mod time;
 mod trust;
 mod want;
+mod watch;
 pub mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,11 +60,11 @@ use blob::{Blob, Fetch, Place, Via};
 use grant::Grants;
 use intake::Intake;
 use leave::Tombs;
-use message::{Origin, Urgency};
+use line::Counter;
+use message::Urgency;
 use port::{Exchange, Inbound, Order, Want};
 use read::Register;
 use report::News;
-use serve::Counter;
 use standing::Standings;
 use want::Wanted;
 
@@ -170,7 +175,7 @@ impl Swarm {
             Input::Sized { object, size } => self.sized(object, size),
             Input::Sealed { object } => self.sealed(object),
             Input::Wrong { object, pieces } => self.wrong(object, &pieces),
-            Input::Forget { object, lasts } => self.bury_object(object, lasts),
+            Input::Forget { object, lasts } => self.forget(object, lasts),
             Input::Drain => self.drain(),
             Input::Asked { from, inbound, ask } => self.asked_by(from, inbound, ask),
             Input::Sent { inbound, piece } => self.sent(inbound, piece),
@@ -247,20 +252,16 @@ impl Swarm {
     }
 
     /// Returns what is known of an object, from now on if it was not known.
-    fn blob(&mut self, object: Object, size: Option<u64>, origin: &Origin) -> &mut Blob {
+    fn blob(&mut self, object: Object) -> &mut Blob {
         let shuffle = &mut self.rng;
-        let blob = self.blobs.entry(object).or_insert_with(|| Blob::new(size, origin.clone(), shuffle.u32(..)));
-        blob.size = blob.size.or(size);
-        if blob.origin.is_empty() {
-            blob.origin = origin.clone();
-        }
-        blob
+        self.blobs.entry(object).or_insert_with(|| Blob::new(shuffle.u32(..)))
     }
 
     /// Begins to fetch a piece, or makes its fetch more urgent. None if it is there.
     fn begin(&mut self, object: Object, piece: u32, urgency: Urgency, order: Order) -> Option<&mut Fetch> {
         let (now, alone) = (self.now, self.config.alone);
         let patience = self.config.alone_spread.mul_f64(self.rng.f64());
+        self.hurry(object, piece, urgency);
         let blob = self.blobs.get_mut(&object)?;
         if blob.have.has(piece) {
             return None;
@@ -303,11 +304,18 @@ impl Swarm {
 
     fn tidy(&mut self) {
         let view = self.view.clone();
-        self.standings.tidy(self.now, |peer| view.member(peer).is_some());
+        let member = |peer: &Peer| view.member(peer).is_some();
+        self.standings.tidy(self.now, member);
         self.tombs.tidy(self.now);
+        self.news.tidy(member);
+        let mut listed = BTreeMap::new();
         for blob in self.blobs.values_mut() {
-            blob.ledgers.retain(|_, ledger| !ledger.is_empty());
+            blob.ledgers.retain(|_, ledger| {
+                ledger.tidy(self.now, member, &mut listed);
+                !ledger.is_empty()
+            });
         }
+        self.news.count(listed);
         self.blobs.retain(|_, blob| !blob.is_idle());
         self.timer(self.now + TIDY, Timer::Tidy);
     }
@@ -326,17 +334,42 @@ impl Swarm {
         self.standings.dead(peer, self.now + self.config.dead);
     }
 
+    /// Notes that a peer promised for too long, or hardly sent: what it says does not help it any more, only what it gives.
+    fn despair(&mut self, peer: Peer) {
+        self.standings.useless(peer, self.now + self.config.deadline * 2);
+        let stuck =
+            |asked: &Asked| asked.to == peer && asked.flowing.is_none() && self.now.since(asked.at) >= ask::STUCK;
+        let others: Vec<Exchange> =
+            self.asked.iter().filter(|(_, asked)| stuck(asked)).map(|(exchange, _)| *exchange).collect();
+        for exchange in others {
+            self.leave(exchange, blob::Vain { until: self.now + ask::RETRY, skip: true });
+        }
+    }
+
+    /// Whether a peer is somebody who can be asked at all: names that others make up are not remembered.
+    fn is_member(&self, peer: &Peer) -> bool {
+        *peer != self.me && self.view.member(peer).is_some()
+    }
+
+    /// Forgets what a peer has, as far as it or others said so.
+    fn forget_claims(&mut self, peer: &Peer) {
+        for blob in self.blobs.values_mut() {
+            blob.known.forget(peer);
+            blob.ledgers.values_mut().for_each(|ledger| ledger.forget(peer));
+        }
+    }
+
     /// Puts a peer in quarantine, on our own evidence.
     fn quarantine(&mut self, peer: Peer, blame: port::Blame, object: Object, piece: u32) {
         if peer != self.me && self.standings.quarantine(peer, self.now, self.now + self.config.quarantine) {
             self.out.push(Output::Quarantine { peer, blame, object, piece });
         }
-        for blob in self.blobs.values_mut() {
-            blob.known.forget(&peer);
-            blob.ledgers.values_mut().for_each(|ledger| ledger.forget(&peer));
-        }
+        self.forget_claims(&peer);
         if blame != port::Blame::Bytes {
             self.discard_vouched(peer);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

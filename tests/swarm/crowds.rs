@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nydus_swarm::{Outcome, Scenario};
+use nydus_swarm::bar::CROWD;
+use nydus_swarm::{Bar, Outcome, Scenario};
 
 /// Runs seeds on all cores; returns what each came to.
 fn run(scenario: &Scenario, seeds: u64) -> Vec<(u64, Outcome)> {
@@ -27,23 +28,13 @@ fn run(scenario: &Scenario, seeds: u64) -> Vec<(u64, Outcome)> {
     outcomes.into_inner().expect("no test thread panics with it")
 }
 
-/// What a scenario may cost.
-#[derive(Debug, Clone, Copy)]
-struct Bar {
-    egress: f64,
-    seconds: f64,
-    messages: f64,
-}
-
 #[track_caller]
 fn holds(scenario: &Scenario, seeds: u64, bar: Bar) {
     for (seed, outcome) in run(scenario, seeds) {
         let what = format!("{}, {} nodes, seed {seed}", scenario.name, scenario.nodes);
         assert!(outcome.wrongs.is_empty(), "{what}: {:#?}", outcome.wrongs);
-        assert!(outcome.egress_ratio() <= bar.egress, "{what}: egress {:.3}x", outcome.egress_ratio());
-        assert!(outcome.slowest_seconds() <= bar.seconds, "{what}: {:.2} s", outcome.slowest_seconds());
-        let messages = outcome.messages_per_piece();
-        assert!(messages <= bar.messages, "{what}: {messages:.2} messages per piece: {:?}", outcome.kinds);
+        let over = bar.over(&outcome);
+        assert!(over.is_empty(), "{what}: {over:?}; {:?}", outcome.kinds);
     }
 }
 
@@ -51,8 +42,6 @@ fn named(nodes: usize, name: &str) -> Scenario {
     let mut all = Scenario::all(nodes).into_iter();
     all.find(|scenario| scenario.name == name).unwrap_or_else(|| panic!("there is no scenario {name}"))
 }
-
-const CROWD: Bar = Bar { egress: 1.01, seconds: 2.2, messages: 3.0 };
 
 #[test]
 fn a_crowd_of_four_ten_or_a_hundred_takes_each_byte_from_the_registry_once() {
@@ -77,48 +66,18 @@ fn ten_nodes_become_a_thousand_within_five_seconds() {
     holds(&named(1000, "join storm"), 1, Bar { egress: 1.10, seconds: 3.0, ..CROWD });
 }
 
-/// What each scenario may cost at most: for the crowd as such, and where a fault makes something dearer, how much.
-fn bar(scenario: &Scenario) -> Bar {
-    let some = scenario.nodes < 100;
-    match scenario.name.as_str() {
-        // One of ten that dies takes a tenth of what only it had with it.
-        "kill" | "kill homes" | "kill homes early" => Bar { egress: if some { 1.25 } else { 1.10 }, ..CROWD },
-        "stream" => Bar { seconds: 3.0, messages: 5.0, ..CROWD },
-        // Each side reads what it lacks.
-        "partition" => Bar { egress: 2.1, seconds: 3.0, ..CROWD },
-        "join storm" => Bar { egress: 1.10, ..CROWD },
-        // The slow node itself needs 17 s for 100 MiB, and is the home of some of it.
-        "slow nodes" => Bar { egress: 1.10, seconds: 20.0, ..CROWD },
-        "slow registry" => Bar { seconds: 5.0, ..CROWD },
-        "429" => Bar { seconds: 5.5, messages: 4.0, egress: 1.05 },
-        // It is away for two seconds.
-        "registry down" => Bar { seconds: 7.0, messages: 4.0, egress: 1.3 },
-        "tokens" | "strangers" => Bar { egress: 1.05, ..CROWD },
-        "split views" => Bar { egress: 1.25, ..CROWD },
-        "full disks" => Bar { egress: 1.10, ..CROWD },
-        "eviction" => Bar { egress: 1.15, ..CROWD },
-        "lie: WrongBytes" => Bar { egress: 1.3, messages: 4.0, ..CROWD },
-        // Every reader has to find out for itself that the signer lied.
-        "lie: FalseVouch" => Bar { egress: 3.3, ..CROWD },
-        "lie: Promises" | "lie: Drips" => Bar { egress: 1.15, seconds: 14.0, messages: 5.0 },
-        "lie: Floods" => Bar { messages: 5.0, egress: 1.15, seconds: 4.0 },
-        name if name.starts_with("lie: ") => Bar { egress: 1.3, messages: 4.0, ..CROWD },
-        _ => CROWD,
-    }
-}
-
 #[test]
 fn whatever_goes_wrong_nobody_is_stranded_or_fooled() {
     for (nodes, seeds) in [(10, 8), (100, 1)] {
         for scenario in Scenario::all(nodes) {
-            holds(&scenario, seeds, bar(&scenario));
+            holds(&scenario, seeds, Bar::of(&scenario));
         }
     }
 }
 
 #[test]
 fn a_thousand_objects_are_fetched_side_by_side() {
-    holds(&Scenario::many_objects(4), 2, Bar { egress: 1.01, seconds: 12.0, messages: 6.0 });
+    holds(&Scenario::many_objects(4), 2, Bar { seconds: 12.0, messages: 6.0, stall: 12.0, ..CROWD });
 }
 
 #[test]

@@ -6,14 +6,23 @@
 //! messages are really encoded and decoded. A [`scenario`] says who starts when and what goes wrong; the same seed gives the
 //! same run, event for event, so that a seed that fails is a test.
 
+pub mod bar;
+mod bytes;
 pub mod call;
+mod calls;
+mod check;
+mod event;
+mod faults;
 pub mod liar;
 pub mod net;
 pub mod node;
 pub mod outcome;
+pub mod plot;
+mod reader;
 pub mod registry;
 pub mod scenario;
 pub mod world;
 
+pub use bar::Bar;
 pub use outcome::Outcome;
 pub use scenario::{Fault, Scenario};

@@ -80,6 +80,8 @@ pub struct Node {
     pub tick: u64,
     /// Asks that it got.
     pub asked: u64,
+    /// When objects were deleted here.
+    pub unlinked: BTreeMap<u32, u64>,
     /// Connections without a request on them, by peer.
     pub idle: BTreeMap<usize, u32>,
 }
@@ -107,6 +109,7 @@ impl Node {
             granted: BTreeSet::new(),
             tick: u64::MAX,
             asked: 0,
+            unlinked: BTreeMap::new(),
             idle: BTreeMap::new(),
         }
     }

@@ -37,6 +37,8 @@ pub struct Outcome {
     pub events: BTreeMap<Event, u64>,
     /// Microseconds between the bytes of a reader that a fault added at most: the longest time without any progress.
     pub longest_stall: u64,
+    /// Microseconds from each node's start until it had what it waited for, where the rest was only prefetched: the last one's.
+    pub urgent: u64,
     /// Rules that were broken, in words. Empty in a good run.
     pub wrongs: Vec<String>,
     /// Stands for every event of the run; equal seeds have equal ones.

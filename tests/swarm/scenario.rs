@@ -36,6 +36,11 @@ pub enum Fault {
         /// Which.
         node: usize,
     },
+    /// Of the nodes that have everything, a share deletes it.
+    EvictDone {
+        /// The share.
+        share: f64,
+    },
 }
 
 /// A run.
@@ -57,6 +62,8 @@ pub struct Scenario {
     pub pieces: u32,
     /// How soon they are wanted.
     pub urgency: Urgency,
+    /// Of the objects, so many, the last ones, are waited for in any case.
+    pub urgent: u32,
     /// In which order.
     pub order: Order,
     /// Bytes per second of each card.
@@ -117,6 +124,7 @@ impl Scenario {
             objects: 1,
             pieces: 100,
             urgency: Urgency::Demand,
+            urgent: 0,
             order: Order::Any,
             rate: GIGABIT,
             odd: 0,
@@ -192,6 +200,36 @@ impl Scenario {
             Self { views: 3, ..crowd("split views") },
             Self { full: true, odd: some(5), ..crowd("full disks") },
             Self { faults: vec![(SECOND / 2, Fault::Evict { node: 1 })], ..crowd("eviction") },
+            // Half of the first ones let it go after eight seconds and delete it ten seconds later; the last ones come then.
+            Self {
+                spread: 24 * SECOND,
+                faults: vec![(8 * SECOND, Fault::EvictDone { share: 0.5 })],
+                ..crowd("late eviction")
+            },
+            Self {
+                mood: Mood::Strict,
+                tokens: true,
+                faults: (1..6).map(|turn| (turn * SECOND / 5, Fault::Kill { nodes: some(20), homes: false })).collect(),
+                ..crowd("tokens, kill")
+            },
+            Self { spread: 0, config: Config { queue: 4, ..Config::default() }, ..crowd("busy homes") },
+            Self {
+                objects: 3,
+                pieces: 32,
+                urgency: Urgency::Prefetch,
+                urgent: 1,
+                spread: SECOND / 5,
+                registry_rate: GIGABIT / 4,
+                ..crowd("demand beside prefetch")
+            },
+            // Pieces take long, so that many are on their way, and those who send them die.
+            Self {
+                spread: 0,
+                pieces: 24,
+                rate: GIGABIT / 10,
+                faults: (1..8).map(|turn| (turn * SECOND / 2, Fault::Kill { nodes: some(20), homes: false })).collect(),
+                ..crowd("weak links")
+            },
         ];
         all.extend(crate::liar::ALL.map(liar));
         all
@@ -205,6 +243,11 @@ impl Scenario {
     /// Returns the zone of a node.
     pub fn zone(&self, node: usize) -> Zone {
         Zone(u32::try_from(node).unwrap_or(0) % self.zones)
+    }
+
+    /// Whether somebody waits for an object although others are only prefetched.
+    pub fn is_urgent(&self, object: u32) -> bool {
+        object + self.urgent >= self.objects && self.urgent > 0
     }
 
     /// Returns what this seed of it comes to.

@@ -345,7 +345,7 @@ impl Driver {
                 self.fetcher.metrics.quarantines.inc();
                 tracing::warn!(
                     %peer, ?blame, digest = %format_args!("sha256:{}", object.0), piece,
-                    "a member gave wrong bytes or vouched for them; it is not asked for an hour"
+                    "a member gave wrong bytes or vouched for them; it is not asked for a while (`swarm.quarantine`)"
                 );
             }
             Output::Whole { object } => {
@@ -414,7 +414,12 @@ impl Driver {
     fn unwant(&self, want: Want) {
         let mut mind = self.mind();
         self.feed_all(&mut mind, [Input::Unwant { want }]);
-        mind.wants.remove(&want);
+        if let Some(gone) = mind.wants.remove(&want) {
+            let digest = gone.digest;
+            if !mind.wants.values().any(|wanted| wanted.digest == digest) {
+                mind.errors.remove(&digest);
+            }
+        }
         let Mind { flights, reading, .. } = &mut *mind;
         // What comes from the registry all the same goes where it went.
         flights.give_back(Owner::Want(want), |digest, piece| {

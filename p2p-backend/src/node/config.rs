@@ -36,12 +36,22 @@ pub struct Config {
     pub tls: bool,
     /// Pieces of a blob that are asked for at once.
     pub window: usize,
+    /// Pieces of all blobs that readers here wait for and that are asked for at once.
+    pub node_window: usize,
     /// A member that has so many pieces to send is not asked.
     pub backlog: u32,
     /// Uploads of one piece at a time.
     pub uploads_per_piece: usize,
+    /// Members that may wait for one piece that is on its way here.
+    pub waiters_per_piece: usize,
     /// Uploads at a time.
     pub uploads: usize,
+    /// Members' requests that are being answered or wait.
+    pub queue: usize,
+    /// Pieces that prefetch asks for at once.
+    pub prefetch_window: usize,
+    /// Requests of prefetch to registries at a time, of all members together.
+    pub prefetch_reads: usize,
     /// Bytes per second that prefetch may read from registries on this node; zero is no limit.
     #[serde(deserialize_with = "size")]
     pub prefetch_rate: u64,
@@ -63,12 +73,33 @@ pub struct Config {
     /// A source that is silent for so long is left.
     #[serde(deserialize_with = "span")]
     pub silence: Duration,
+    /// How often one who waits is told that it is not in vain.
+    #[serde(deserialize_with = "span")]
+    pub pending: Duration,
+    /// A home that only promises is left after so long; another member after twice that.
+    #[serde(deserialize_with = "span")]
+    pub deadline: Duration,
+    /// A member that reads in a home's stead and is silent for so long is replaced.
+    #[serde(deserialize_with = "span")]
+    pub lease: Duration,
+    /// What finishes within this time is reported together.
+    #[serde(deserialize_with = "span")]
+    pub report: Duration,
     /// After so long without progress a node reads the registry itself.
     #[serde(deserialize_with = "span")]
     pub alone: Duration,
+    /// Over so long such reads are spread.
+    #[serde(deserialize_with = "span")]
+    pub alone_spread: Duration,
     /// How long one who refused or was silent is not asked.
     #[serde(deserialize_with = "span")]
     pub dead: Duration,
+    /// How long one who gave wrong bytes, or vouched for them, is not asked.
+    #[serde(deserialize_with = "span")]
+    pub quarantine: Duration,
+    /// How long a blob that is to be deleted is still served after members were told.
+    #[serde(deserialize_with = "span")]
+    pub withdrawn: Duration,
     /// What is held is told to everybody at most once in this time.
     #[serde(deserialize_with = "span")]
     pub summary: Duration,
@@ -86,9 +117,14 @@ impl Default for Config {
             zone: String::new(),
             tls: true,
             window: decisions.window,
+            node_window: decisions.node_window,
             backlog: decisions.backlog,
             uploads_per_piece: decisions.uploads_per_piece,
+            waiters_per_piece: decisions.waiters_per_piece,
             uploads: decisions.most_uploads,
+            queue: decisions.queue,
+            prefetch_window: decisions.prefetch_window,
+            prefetch_reads: decisions.prefetch_reads,
             prefetch_rate: decisions.prefetch_rate,
             upload_rate: 0,
             download_rate: 0,
@@ -96,8 +132,15 @@ impl Default for Config {
             trust: decisions.trust,
             hedge: decisions.hedge,
             silence: decisions.silence,
+            pending: decisions.pending,
+            deadline: decisions.deadline,
+            lease: decisions.lease,
+            report: decisions.report,
             alone: decisions.alone,
+            alone_spread: decisions.alone_spread,
             dead: decisions.dead,
+            quarantine: decisions.quarantine,
+            withdrawn: decisions.withdrawn,
             summary: decisions.summary,
         }
     }
@@ -122,23 +165,35 @@ impl Config {
         }
         for (key, count, most) in [
             ("swarm.window", self.window, 1024),
+            ("swarm.node_window", self.node_window, 1024),
             ("swarm.backlog", self.backlog as usize, 1024),
             ("swarm.uploads_per_piece", self.uploads_per_piece, 64),
+            ("swarm.waiters_per_piece", self.waiters_per_piece, 64),
             ("swarm.uploads", self.uploads, 1024),
+            ("swarm.queue", self.queue, 65_536),
+            ("swarm.prefetch_window", self.prefetch_window, 1024),
+            ("swarm.prefetch_reads", self.prefetch_reads, 64),
         ] {
             if count == 0 || count > most {
                 return Err((key, format!("{count} is out of range; give 1 to {most}")));
             }
         }
-        for (key, span, least) in [
-            ("swarm.hedge", self.hedge, 1),
-            ("swarm.silence", self.silence, 50),
-            ("swarm.alone", self.alone, 100),
-            ("swarm.dead", self.dead, 100),
-            ("swarm.summary", self.summary, 1000),
+        for (key, span, least, most) in [
+            ("swarm.hedge", self.hedge, 1, 600),
+            ("swarm.silence", self.silence, 50, 600),
+            ("swarm.pending", self.pending, 10, 60),
+            ("swarm.deadline", self.deadline, 100, 600),
+            ("swarm.lease", self.lease, 50, 600),
+            ("swarm.report", self.report, 1, 10),
+            ("swarm.alone", self.alone, 100, 600),
+            ("swarm.alone_spread", self.alone_spread, 0, 600),
+            ("swarm.dead", self.dead, 100, 600),
+            ("swarm.quarantine", self.quarantine, 1000, 604_800),
+            ("swarm.withdrawn", self.withdrawn, 0, 600),
+            ("swarm.summary", self.summary, 1000, 600),
         ] {
-            if span < Duration::from_millis(least) || span > Duration::from_secs(600) {
-                return Err((key, format!("{span:?} is out of range; give {least}ms to 600s")));
+            if span < Duration::from_millis(least) || span > Duration::from_secs(most) {
+                return Err((key, format!("{span:?} is out of range; give {least}ms to {most}s")));
             }
         }
         for (key, rate) in [
@@ -151,9 +206,16 @@ impl Config {
                 return Err((key, reason));
             }
         }
-        if self.silence <= self.hedge {
-            let reason = format!("{:?} is not longer than swarm.hedge ({:?})", self.silence, self.hedge);
-            return Err(("swarm.silence", reason));
+        // Who waits, or reads in another's stead, is heard of every `pending`; whoever is left sooner was left for nothing.
+        for (key, span, than, shorter) in [
+            ("swarm.silence", self.silence, "swarm.hedge", self.hedge),
+            ("swarm.silence", self.silence, "swarm.pending", self.pending),
+            ("swarm.lease", self.lease, "swarm.pending", self.pending),
+            ("swarm.deadline", self.deadline, "swarm.silence", self.silence),
+        ] {
+            if span <= shorter {
+                return Err((key, format!("{span:?} is not longer than {than} ({shorter:?})")));
+            }
         }
         for seed in &self.seeds {
             let odd = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b'@' | b'?' | b'#' | b',');
@@ -170,15 +232,27 @@ impl Config {
     pub fn decisions(&self, registries: Vec<String>) -> swarm::Config {
         swarm::Config {
             window: self.window,
+            node_window: self.node_window,
             backlog: self.backlog,
             uploads_per_piece: self.uploads_per_piece,
+            waiters_per_piece: self.waiters_per_piece,
             most_uploads: self.uploads,
+            queue: self.queue,
+            prefetch_window: self.prefetch_window,
+            prefetch_reads: self.prefetch_reads,
             prefetch_rate: self.prefetch_rate,
             trust: self.trust,
             hedge: self.hedge,
             silence: self.silence,
+            pending: self.pending,
+            deadline: self.deadline,
+            lease: self.lease,
+            report: self.report,
             alone: self.alone,
+            alone_spread: self.alone_spread,
             dead: self.dead,
+            quarantine: self.quarantine,
+            withdrawn: self.withdrawn,
             summary: self.summary,
             registries,
             ..swarm::Config::default()

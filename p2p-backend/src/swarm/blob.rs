@@ -61,6 +61,8 @@ pub(super) struct Fetch {
     pub(super) patience: std::time::Duration,
     /// The home told us to read the registry, and wants to hear of it.
     pub(super) lessor: Option<Peer>,
+    /// We went to the registry although we are not the home, because nothing else helped.
+    pub(super) alone: bool,
     /// It waits for nothing but the registry's patience: nobody stands between.
     pub(super) next_is_registry: bool,
     /// Times that the registry failed.
@@ -79,7 +81,11 @@ pub(super) struct Fetch {
 #[derive(Debug)]
 pub(super) struct Blob {
     pub(super) size: Option<u64>,
+    /// The size is known from a reader here or the cache, not only from what others said.
+    sure: bool,
     pub(super) origin: Origin,
+    /// The origin is one that a reader here named.
+    own_origin: bool,
     pub(super) have: Pieces,
     pub(super) records: Records,
     /// The whole matched its digest.
@@ -91,6 +97,8 @@ pub(super) struct Blob {
     pub(super) todo: BTreeSet<(std::cmp::Reverse<Urgency>, u32, u32)>,
     /// Fetches that have one.
     pub(super) assigned: usize,
+    /// Those of them that somebody waits for.
+    assigned_demand: usize,
     homes: BTreeMap<u32, (u64, Homes)>,
     /// What we know as the home of groups.
     pub(super) ledgers: BTreeMap<u32, Ledger>,
@@ -99,15 +107,19 @@ pub(super) struct Blob {
     pub(super) waiting: BTreeMap<u32, Vec<Inbound>>,
     /// Until when the registry lets us not read this; we ask others to.
     pub(super) denied: Option<Time>,
+    /// Until when the registry is not asked for this: what it said of it made no sense.
+    pub(super) odd: Option<Time>,
     /// Distinguishes the order in which nodes fetch.
     shuffle: u32,
 }
 
 impl Blob {
-    pub(super) fn new(size: Option<u64>, origin: Origin, shuffle: u32) -> Self {
+    pub(super) fn new(shuffle: u32) -> Self {
         Self {
-            size,
-            origin,
+            size: None,
+            sure: false,
+            origin: Origin::default(),
+            own_origin: false,
             have: Pieces::new(),
             records: Records::default(),
             sealed: false,
@@ -115,17 +127,71 @@ impl Blob {
             fetches: BTreeMap::new(),
             todo: BTreeSet::new(),
             assigned: 0,
+            assigned_demand: 0,
             homes: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             known: Known::default(),
             waiting: BTreeMap::new(),
             denied: None,
+            odd: None,
             shuffle,
+        }
+    }
+
+    /// Takes what a reader here, or the cache, knows of it.
+    pub(super) fn learn(&mut self, size: Option<u64>, origin: &Origin) {
+        if size.is_some() {
+            (self.size, self.sure) = (size, true);
+        }
+        if !origin.is_empty() && (!self.own_origin || self.denied.is_some()) {
+            self.set_origin(origin);
+            self.own_origin = true;
+        }
+    }
+
+    /// Takes what a member says of it: less than what readers here say, and no more once the registry refuted it.
+    pub(super) fn hear(&mut self, size: Option<u64>, origin: &Origin) {
+        if !self.sure {
+            self.size = size.or(self.size);
+        }
+        if !origin.is_empty() && !self.own_origin && (self.origin.is_empty() || self.denied.is_some()) {
+            self.set_origin(origin);
+        }
+    }
+
+    fn set_origin(&mut self, origin: &Origin) {
+        if self.origin != *origin {
+            self.origin = origin.clone();
+            (self.denied, self.odd) = (None, None);
+        }
+    }
+
+    /// The registry's answer made no sense: a size that only others said is forgotten.
+    pub(super) fn doubt_size(&mut self) {
+        if !self.sure {
+            self.size = None;
+        }
+    }
+
+    /// Whether it can have a piece, as far as is known for sure.
+    pub(super) fn may_have(&self, piece: u32) -> bool {
+        !self.sure || self.pieces().is_none_or(|all| piece < all)
+    }
+
+    /// Returns how many pieces of what others say that they have are remembered: all that there are, or few of an object that
+    /// nobody here wants.
+    pub(super) fn of_interest(&self) -> u32 {
+        match self.pieces().filter(|_| self.sure) {
+            Some(all) => all,
+            None => MOST_OF_STRANGERS,
         }
     }
 
     /// Returns the homes of a group in the view of this number, found by `find` if that is new.
     pub(super) fn homes(&mut self, group: u32, view: u64, find: impl FnOnce() -> Homes) -> &Homes {
+        if self.homes.len() >= MOST_HOMES && !self.homes.contains_key(&group) {
+            self.homes.clear();
+        }
         let entry = self.homes.entry(group).or_default();
         if entry.0 != view {
             *entry = (view, find());
@@ -170,6 +236,7 @@ impl Blob {
                 progress: now,
                 patience,
                 lessor: None,
+                alone: false,
                 next_is_registry: false,
                 failures: 0,
                 got: 0,
@@ -187,6 +254,7 @@ impl Blob {
             if queued {
                 self.todo.insert((std::cmp::Reverse(urgency), known.rank, piece));
             }
+            self.assigned_demand += usize::from(!known.sources.is_empty());
         }
         let fetch = self.fetches.get_mut(&piece).expect("it was inserted above");
         fetch.urgency = fetch.urgency.max(urgency);
@@ -210,6 +278,7 @@ impl Blob {
         if let Some(fetch) = self.fetches.get_mut(&piece) {
             if fetch.sources.is_empty() {
                 self.assigned += 1;
+                self.assigned_demand += usize::from(fetch.urgency == Urgency::Demand);
             }
             fetch.sources.push(via);
             fetch.hedge = false;
@@ -225,6 +294,7 @@ impl Blob {
             fetch.sources.remove(at);
             if fetch.sources.is_empty() {
                 self.assigned -= 1;
+                self.assigned_demand -= usize::from(fetch.urgency == Urgency::Demand);
                 fetch.depth = None;
                 fetch.hedge = false;
                 self.todo.extend(key);
@@ -252,8 +322,17 @@ impl Blob {
         let fetch = self.fetches.remove(&piece)?;
         if !fetch.sources.is_empty() {
             self.assigned -= 1;
+            self.assigned_demand -= usize::from(fetch.urgency == Urgency::Demand);
         }
         Some(fetch)
+    }
+
+    /// Returns how many fetches have a source, of those that are as urgent or more.
+    pub(super) fn under_way(&self, urgency: Urgency) -> usize {
+        match urgency {
+            Urgency::Demand => self.assigned_demand,
+            Urgency::Prefetch => self.assigned,
+        }
     }
 
     /// Returns the pieces of a group that we read in their home's stead.
@@ -282,6 +361,11 @@ impl Blob {
         self.have.is_empty() && self.fetches.is_empty() && self.waiting.is_empty() && self.ledgers.is_empty()
     }
 }
+
+/// Groups whose homes are remembered at most.
+const MOST_HOMES: usize = 4096;
+/// Pieces of an object that nobody here wants, of which it is remembered who has them: 4 GiB.
+const MOST_OF_STRANGERS: u32 = 4096;
 
 /// A piece of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,8 +23,10 @@ pub struct Config {
     pub run: u32,
     /// A holder with so many pieces to send is not asked.
     pub backlog: u32,
-    /// Uploads of one piece at a time.
+    /// Uploads of one piece at a time; the others wait in order.
     pub uploads_per_piece: usize,
+    /// Members that may wait here for one piece that is on its way; further ones are sent on, if there is anybody.
+    pub waiters_per_piece: usize,
     /// Uploads that have begun; the others wait in order. An upload that is older than `slow_upload` does not count.
     pub uploads: usize,
     /// Uploads that have begun, slow ones included.
@@ -73,6 +75,8 @@ pub struct Config {
     pub prefetch_rate: u64,
     /// Pieces that prefetch asks for at once on this node.
     pub prefetch_window: usize,
+    /// Requests of prefetch to registries at a time, of all homes together: those beyond it take turns.
+    pub prefetch_reads: usize,
     /// What is enough proof.
     pub trust: Trust,
     /// Holders that are remembered per object.
@@ -97,6 +101,7 @@ impl Default for Config {
             run: 4,
             backlog: 4,
             uploads_per_piece: 3,
+            waiters_per_piece: 3,
             uploads: 4,
             most_uploads: 64,
             queue: 256,
@@ -121,6 +126,7 @@ impl Default for Config {
             grace: Duration::from_secs(3600),
             prefetch_rate: 0,
             prefetch_window: 6,
+            prefetch_reads: 4,
             trust: Trust::Members,
             neighbours: 32,
             registries: Vec::new(),

@@ -106,9 +106,7 @@ impl Grants {
 
     /// Forgets a reader that is gone.
     pub(super) fn unwant(&mut self, want: Want) {
-        for waiting in self.asked.values_mut() {
-            waiting.remove(&want);
-        }
+        self.asked.retain(|_, waiting| !waiting.remove(&want) || !waiting.is_empty());
     }
 }
 

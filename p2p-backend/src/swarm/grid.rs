@@ -159,6 +159,21 @@ impl Pieces {
         self.words.iter_mut().zip(&other.words).for_each(|(mine, more)| *mine |= more);
     }
 
+    /// Leaves out those from `end` on.
+    #[must_use]
+    pub fn below(mut self, end: u32) -> Self {
+        self.words.truncate(end.div_ceil(64) as usize);
+        if !end.is_multiple_of(64)
+            && let Some(last) = self.words.get_mut(end as usize / 64)
+        {
+            *last &= (1 << (end % 64)) - 1;
+        }
+        while self.words.last() == Some(&0) {
+            self.words.pop();
+        }
+        self
+    }
+
     /// Returns those in `group`.
     pub fn in_group(&self, group: u32) -> Mask {
         let Some(first) = group.checked_mul(GROUP) else { return Mask::NONE };
@@ -244,6 +259,11 @@ mod tests {
             prop_assert_eq!(pieces.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(pieces.len() as usize, model.len());
             prop_assert_eq!(&Pieces::from_words(pieces.words().to_vec()), &pieces);
+            for end in [0, 1, 63, 64, 65, 150, 299, 1000] {
+                let below = pieces.clone().below(end);
+                prop_assert_eq!(below.iter().collect::<Vec<_>>(), model.range(..end).copied().collect::<Vec<_>>());
+                prop_assert_eq!(&Pieces::from_words(below.words().to_vec()), &below);
+            }
             let by_group: Vec<u32> = pieces.groups().flat_map(|group| pieces.in_group(group).pieces(group).collect::<Vec<_>>()).collect();
             prop_assert_eq!(by_group, model.into_iter().collect::<Vec<_>>());
         }

@@ -26,6 +26,8 @@ pub(super) struct Lease {
     pub(super) to: Peer,
     pub(super) mask: Mask,
     pub(super) until: Time,
+    /// When it ends, whatever its holder says.
+    end: Time,
 }
 
 /// The holders of a group.
@@ -39,8 +41,30 @@ pub(super) struct Ledger {
 const LOOKED_AT: usize = 48;
 /// A claim to be getting a piece that was not renewed or fulfilled for so long is void.
 const STALE: Duration = Duration::from_secs(2);
+/// One who says for so long that it reads, and does not get done, is not believed any more: a group at 5 Mbit/s.
+const LONGEST_LEASE: Duration = Duration::from_secs(8);
 
 impl Ledger {
+    /// Whether anything is noted of a peer.
+    pub(super) fn lists(&self, peer: &Peer) -> bool {
+        self.entries.contains_key(peer)
+    }
+
+    /// Forgets who is no member, and claims that came to nothing; counts the rest.
+    pub(super) fn tidy(&mut self, now: Time, member: impl Fn(&Peer) -> bool, listed: &mut BTreeMap<Peer, u32>) {
+        self.entries.retain(|peer, entry| {
+            if now.since(entry.heard) > STALE {
+                entry.coming = Mask::NONE;
+            }
+            let stays = member(peer) && !entry.have.or(entry.coming).is_empty();
+            if stays {
+                *listed.entry(*peer).or_default() += 1;
+            }
+            stays
+        });
+        self.leases.retain(|lease| lease.until > now);
+    }
+
     /// Notes that a peer was given, or sent for, these.
     pub(super) fn expect(&mut self, peer: Peer, mask: Mask, now: Time) {
         let entry = self.entries.entry(peer).or_default();
@@ -85,14 +109,14 @@ impl Ledger {
     /// Notes that a peer reads these in our stead.
     pub(super) fn lease(&mut self, to: Peer, mask: Mask, until: Time, now: Time) {
         self.expect(to, mask, now);
-        self.leases.push(Lease { to, mask, until });
+        self.leases.push(Lease { to, mask, until, end: now + LONGEST_LEASE });
     }
 
     /// Notes that a peer is still at what it reads in our stead.
     pub(super) fn renew(&mut self, peer: &Peer, reading: Mask, until: Time) {
         for lease in self.leases.iter_mut().filter(|lease| lease.to == *peer) {
             lease.mask = lease.mask.and(reading);
-            lease.until = until;
+            lease.until = until.min(lease.end);
         }
         self.leases.retain(|lease| !lease.mask.is_empty());
     }

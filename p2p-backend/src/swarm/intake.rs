@@ -25,6 +25,12 @@ impl Intake {
         self.pace = if self.pace.is_zero() { since.min(PAUSE / 100) } else { (self.pace * 7 + since) / 8 };
     }
 
+    /// Returns how long a source may be silent, `least` or longer where our own line is slow: then what it sends is on its way,
+    /// behind what others send.
+    pub(super) fn silence(&self, least: Duration) -> Duration {
+        least.max(self.pace * 3)
+    }
+
     /// Returns how many pieces may be under way: at most `most`, and two at least.
     pub(super) fn window(&self, most: usize, ahead: Duration) -> usize {
         let fit = ahead.as_micros() / self.pace.as_micros().max(1);

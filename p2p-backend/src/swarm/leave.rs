@@ -7,6 +7,7 @@ use super::grid::{Object, Pieces};
 use super::message::MOST_OBJECTS;
 use super::port::{Failure, Output};
 use super::time::Time;
+use super::trust::Records;
 use super::{Swarm, Timer};
 
 /// What the operator wants forgotten.
@@ -61,7 +62,8 @@ impl Swarm {
 
     pub(super) fn unlink(&mut self, object: Object) {
         let Some(blob) = self.blobs.get_mut(&object) else { return };
-        let Some(since) = blob.withdrawn else { return };
+        // A node that leaves keeps its cache.
+        let Some(since) = blob.withdrawn.filter(|_| !self.counter.draining) else { return };
         if !blob.fetches.is_empty() && !self.tombs.has(&object, self.now) {
             // Somebody wants it again.
             blob.withdrawn = None;
@@ -74,10 +76,22 @@ impl Swarm {
         }
         if let Some(blob) = self.blobs.get_mut(&object) {
             blob.have = Pieces::new();
+            blob.records = Records::default();
             blob.sealed = false;
             blob.withdrawn = None;
         }
         self.out.push(Output::Unlink { object });
+    }
+
+    /// Forgets an object as the operator here wants, and tells everybody to.
+    pub(super) fn forget(&mut self, object: Object, lasts: Duration) {
+        // Others may have filled the place; what is said here counts more.
+        if self.tombs.0.len() >= MOST_OBJECTS
+            && let Some(first) = self.tombs.0.iter().min_by_key(|(_, until)| **until).map(|(object, _)| *object)
+        {
+            self.tombs.0.remove(&first);
+        }
+        self.bury_object(object, lasts);
     }
 
     /// Forgets an object for a while, and tells everybody to.
@@ -103,6 +117,9 @@ impl Swarm {
         for object in objects {
             self.withdraw(object);
         }
+        // The process may end as soon as nobody is being answered any more.
+        self.flush_news();
+        self.summarize();
         self.drained();
     }
 }

@@ -96,6 +96,8 @@ pub enum ReadEnd {
     Denied,
     /// 429 or 503; how long it wants to be left alone (a second where it does not say).
     Later(Duration),
+    /// An answer that makes no sense for this object: another size, nothing at this range, something that is no blob.
+    Odd,
     /// Anything else: no connection, silence, 5xx, a body that ends early.
     Failed,
 }
@@ -479,7 +481,7 @@ pub enum Output {
     },
     /// We are done with what we owed to others: the process may end.
     Drained,
-    /// Log it: a member is not asked for an hour.
+    /// Log it: a member is not asked for a long time.
     Quarantine {
         /// Who.
         peer: Peer,

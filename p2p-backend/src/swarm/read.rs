@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::blob::Via;
+use super::Swarm;
+use super::blob::{Blob, Via};
 use super::grid::{GROUP, Object, PIECE, group_of};
 use super::members::Peer;
-use super::message::{Origin, Sum};
+use super::message::{Origin, Sum, Urgency};
 use super::port::{Credential, Event, Failure, Output, ReadEnd, Reading, Verdict};
 use super::time::Time;
-use super::{Swarm, Timer};
 
 /// A request to a registry.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ struct Run {
     /// What is still to come.
     pieces: Range<u32>,
     credential: Credential,
+    urgency: Urgency,
+    begun: Time,
+    /// Whether readers here wait for it, and not only others.
+    own: bool,
     /// The piece whose bytes are coming.
     flowing: Option<u32>,
 }
@@ -30,8 +34,14 @@ pub(super) struct Register {
     runs: BTreeMap<Reading, Run>,
     /// Until when a registry wants to be left alone.
     rests: BTreeMap<String, Time>,
+    /// The same, as homes say.
+    said: BTreeMap<String, Time>,
     /// When prefetch may read again, within its budget.
     prefetch: Time,
+    /// When it is this node's turn to prefetch again, beside the other homes.
+    turn: Time,
+    /// Smoothed time that a request of prefetch took.
+    took: Duration,
 }
 
 /// When a home looks again who reads in its stead.
@@ -40,6 +50,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub(super) const LONGEST_REST: Duration = Duration::from_secs(60);
 /// How long we do not try a registry that lets us not read an object.
 const DENIED: Duration = Duration::from_secs(300);
+/// How long a request of prefetch is thought to take before one was made: a group at 1 Gbit/s, and a round trip.
+const TOOK: Duration = Duration::from_millis(60);
 /// How long a registry that failed is left alone, doubled with every time.
 const FAILED: Duration = Duration::from_millis(250);
 /// Failures after which those who wait are told.
@@ -53,13 +65,49 @@ fn registry(origin: &Origin) -> &str {
 }
 
 impl Register {
-    pub(super) fn len(&self) -> usize {
-        self.runs.len()
+    /// Returns how many requests are out for readers here that are as urgent or more.
+    pub(super) fn for_readers(&self, urgency: Urgency) -> usize {
+        self.runs.values().filter(|run| run.own && run.urgency >= urgency).count()
     }
 
-    /// Tells until when a registry wants to be left alone.
-    pub(super) fn rests(&self, origin: &Origin, now: Time) -> Option<Time> {
-        self.rests.get(registry(origin)).copied().filter(|until| *until > now)
+    /// Tells when a home may prefetch, if that is not now. `homes` may have something to prefetch, and `most` requests shall be
+    /// out in all of them together: who has made one lets the others have theirs. `luck` is from zero to one.
+    pub(super) fn prefetch_turn(&mut self, homes: usize, most: usize, luck: f64, now: Time) -> Option<Time> {
+        let out = self.runs.values().filter(|run| run.urgency == Urgency::Prefetch).count();
+        if out >= (most / homes.max(1)).max(1) {
+            return Some(now + LOOK_AGAIN);
+        }
+        if homes <= most {
+            return None;
+        }
+        if self.took.is_zero() {
+            self.took = TOOK;
+            self.turn = now + self.others(homes, most, luck);
+        }
+        Some(self.turn).filter(|turn| *turn > now)
+    }
+
+    /// Returns how long the others need for their requests.
+    fn others(&self, homes: usize, most: usize, luck: f64) -> Duration {
+        self.took.mul_f64((homes as f64 / most as f64 - 1.0).max(0.0) * (0.5 + luck))
+    }
+
+    /// A request of prefetch is over.
+    fn prefetched(&mut self, took: Duration, homes: usize, most: usize, luck: f64, now: Time) {
+        self.took = if self.took.is_zero() { took } else { (self.took * 3 + took) / 4 };
+        self.turn = now + self.others(homes, most, luck);
+    }
+
+    /// Tells until when a registry wants to be left alone, by what it said to us or, with `hearsay`, to others.
+    pub(super) fn rests(&self, origin: &Origin, hearsay: bool, now: Time) -> Option<Time> {
+        let said = self.said.get(registry(origin)).filter(|_| hearsay);
+        self.rests.get(registry(origin)).max(said).copied().filter(|until| *until > now)
+    }
+
+    /// Notes what a home says of a registry's wish.
+    pub(super) fn said_to_rest(&mut self, origin: &Origin, until: Time, now: Time) {
+        let rest = self.said.entry(registry(origin).to_owned()).or_default();
+        *rest = until.min(now + LONGEST_REST).max(*rest);
     }
 
     /// Leaves a registry alone.
@@ -114,21 +162,31 @@ impl Swarm {
         let end = (piece + 1..last).find(|other| joins(*other).is_none()).unwrap_or(last);
         let size = blob.size;
         let offset = if first.pure && !first.mixed { first.got } else { 0 };
+        let (urgency, begun) = (first.urgency, self.now);
+        let own = (piece..end).filter_map(|piece| blob.fetches.get(&piece)).any(|fetch| !fetch.wants.is_empty());
         let reading = Reading(self.number());
-        let run = Run { object, origin: origin.clone(), pieces: piece..end, credential, flowing: None };
+        let run =
+            Run { object, origin: origin.clone(), pieces: piece..end, credential, urgency, begun, own, flowing: None };
         self.register.runs.insert(reading, run);
         if let Some(blob) = self.blobs.get_mut(&object) {
-            for piece in piece..end {
-                blob.assign(piece, Via::Read(reading));
-                if let Some(fetch) = blob.fetches.get_mut(&piece) {
+            for other in piece..end {
+                blob.assign(other, Via::Read(reading));
+                if let Some(fetch) = blob.fetches.get_mut(&other) {
                     // Not above another source that we still wait for.
                     fetch.depth = fetch.depth.or(Some(0));
-                    fetch.got = offset;
+                    fetch.got = if other == piece { offset } else { 0 };
                     (fetch.pure, fetch.mixed) = (true, false);
                 }
             }
         }
         self.out.push(Output::Read { reading, object, size, origin, pieces: piece..end, offset, credential });
+    }
+
+    /// Returns how many homes may have something of an object to prefetch.
+    pub(super) fn prefetching_homes(&self, object: Object) -> usize {
+        let groups =
+            self.blobs.get(&object).and_then(Blob::pieces).map_or(usize::MAX, |all| all.div_ceil(GROUP) as usize);
+        self.view.home_count().min(groups).max(1)
     }
 
     /// A piece came from elsewhere, or is not wanted any more.
@@ -199,6 +257,10 @@ impl Swarm {
     pub(super) fn read_ended(&mut self, reading: Reading, end: ReadEnd) {
         let Some(run) = self.register.runs.remove(&reading) else { return };
         let object = run.object;
+        if run.urgency == Urgency::Prefetch {
+            let (homes, most, luck) = (self.prefetching_homes(object), self.config.prefetch_reads, self.rng.f64());
+            self.register.prefetched(self.now.since(run.begun), homes, most, luck, self.now);
+        }
         if let Some(piece) = run.flowing {
             self.abort(object, piece);
         }
@@ -211,7 +273,7 @@ impl Swarm {
             blob.unassign(piece, Via::Read(reading));
             let Some(fetch) = blob.fetches.get_mut(&piece) else { continue };
             fetch.lessor = None;
-            if end == ReadEnd::Failed {
+            if matches!(end, ReadEnd::Failed | ReadEnd::Odd) {
                 fetch.failures = fetch.failures.saturating_add(1);
                 failures = failures.max(fetch.failures);
                 let long = fetch.begun.is_some_and(|begun| now.since(begun) >= HOPELESS);
@@ -229,6 +291,11 @@ impl Swarm {
                 self.checked(run.credential.caller(), object, &origin, Verdict::Denied);
             }
             ReadEnd::Later(wait) => self.register.rest(&origin, now + wait.min(LONGEST_REST)),
+            // That is about this object and not about the registry, and the size may be what a member said.
+            ReadEnd::Odd => {
+                blob.doubt_size();
+                blob.odd = Some(now + FAILED * (1 << failures.min(3)) / 2);
+            }
             ReadEnd::Failed => self.register.rest(&origin, now + FAILED * (1 << failures.min(3)) / 2),
         }
         for piece in hopeless {
@@ -269,13 +336,10 @@ impl Swarm {
 
     /// The home told us to read a piece in its stead.
     pub(super) fn take_lease(&mut self, object: Object, piece: u32, lessor: Peer) {
-        if self.token_for(object, piece).is_none() {
-            return;
-        }
         if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) {
             fetch.lessor = Some(lessor);
         }
-        self.timer(self.now, Timer::Leases);
+        self.plan_leases(self.now);
         self.dirty.insert(object);
     }
 }

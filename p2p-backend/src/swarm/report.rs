@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::grid::{Object, group_of};
+use super::grid::{GROUP, Object, group_of};
 use super::members::Peer;
 use super::message::{self, MOST_NEWS, MOST_OBJECTS, Report, Summary};
 use super::port::Output;
+use super::time::Time;
 use super::{Swarm, Timer};
 
 /// News that wait to be told, and what others told everybody.
@@ -17,17 +18,36 @@ pub(super) struct News {
     /// Who says that it holds some of an object, a few of them.
     claims: BTreeMap<Object, BTreeSet<Peer>>,
     generations: BTreeMap<Peer, u64>,
+    /// Groups of which a peer is listed as a holder here, for each.
+    listed: BTreeMap<Peer, u32>,
+    leases_planned: bool,
 }
 
 /// Claims that are remembered per object.
 const MOST_CLAIMS: usize = 8;
 /// Objects of which anything is known because others said so.
-const MOST_KNOWN: usize = 65_536;
+pub(super) const MOST_KNOWN: usize = 65_536;
+/// Groups of which one member is listed as a holder at most: 256 GiB at one home.
+const MOST_LISTED: u32 = 65_536;
 
 impl News {
     /// Whether anybody says that it holds some of an object.
     pub(super) fn claims(&self, object: &Object) -> bool {
         self.claims.contains_key(object)
+    }
+
+    /// Forgets who is no member.
+    pub(super) fn tidy(&mut self, member: impl Fn(&Peer) -> bool) {
+        self.generations.retain(|peer, _| member(peer));
+        self.claims.retain(|_, peers| {
+            peers.retain(&member);
+            !peers.is_empty()
+        });
+    }
+
+    /// Notes in how many groups each is listed.
+    pub(super) fn count(&mut self, listed: BTreeMap<Peer, u32>) {
+        self.listed = listed;
     }
 
     /// Returns who says so.
@@ -72,6 +92,16 @@ impl Swarm {
         None
     }
 
+    /// Tells everything that waits to be told, now.
+    pub(super) fn flush_news(&mut self) {
+        let homes: Vec<Peer> = self.news.waiting.keys().copied().collect();
+        for home in homes {
+            while self.news.waiting.contains_key(&home) {
+                self.send_news(home);
+            }
+        }
+    }
+
     pub(super) fn send_news(&mut self, home: Peer) {
         let Some(mut waiting) = self.news.waiting.remove(&home) else { return };
         let rest = waiting.keys().nth(MOST_NEWS).copied().map(|key| waiting.split_off(&key)).unwrap_or_default();
@@ -93,6 +123,7 @@ impl Swarm {
 
     /// Tells the homes that leased us something that we are at it.
     pub(super) fn renew_leases(&mut self) {
+        self.news.leases_planned = false;
         let mut again = false;
         let leases: BTreeSet<(Peer, Object, u32)> = self
             .blobs
@@ -105,7 +136,14 @@ impl Swarm {
             self.out.push(Output::Report { to: lessor, report });
         }
         if again {
-            self.timer(self.now + self.config.pending, Timer::Leases);
+            self.plan_leases(self.now + self.config.pending);
+        }
+    }
+
+    /// Tells those in whose stead we read of it at `at`, unless that is planned.
+    pub(super) fn plan_leases(&mut self, at: Time) {
+        if !std::mem::replace(&mut self.news.leases_planned, true) {
+            self.timer(at, Timer::Leases);
         }
     }
 
@@ -137,14 +175,25 @@ impl Swarm {
         }
         self.standings.busy(from, report.backlog, pace, now);
         for news in report.news {
-            if self.blobs.len() >= MOST_KNOWN && !self.blobs.contains_key(&news.object) {
+            let known = self.blobs.get(&news.object);
+            let listed = known.is_some_and(|blob| blob.ledgers.get(&news.group).is_some_and(|old| old.lists(&from)));
+            let odd = known.is_some_and(|blob| !blob.may_have(news.group.saturating_mul(GROUP)));
+            if odd || (!listed && (news.have.is_empty() || !self.may_list(from, news.object))) {
                 continue;
             }
-            let blob = self.blob(news.object, None, &"".into());
-            let ledger = blob.ledgers.entry(news.group).or_default();
+            let ledger = self.blob(news.object).ledgers.entry(news.group).or_default();
             ledger.has(from, news.have, news.all, now);
             ledger.renew(&from, news.reading, now + lease);
         }
+    }
+
+    /// Whether there is room to note another group of which a member is a holder, and counts it.
+    pub(super) fn may_list(&mut self, peer: Peer, object: Object) -> bool {
+        let room = self.blobs.len() < MOST_KNOWN || self.blobs.contains_key(&object);
+        let listed = self.news.listed.entry(peer).or_default();
+        let may = room && *listed < MOST_LISTED;
+        *listed += u32::from(may);
+        may
     }
 
     pub(super) fn plan_summary(&mut self) {
@@ -171,11 +220,15 @@ impl Swarm {
         if self.standings.quarantined(&from, self.now) || self.view.member(&from).is_none() {
             return;
         }
-        let generation = self.news.generations.entry(from).or_default();
-        if summary.generation < *generation {
-            return;
+        match self.news.generations.insert(from, summary.generation) {
+            Some(before) if summary.generation < before => {
+                self.news.generations.insert(from, before);
+                return;
+            }
+            // Its cache is another one: whatever it had is not there any more.
+            Some(before) if summary.generation > before => self.forget_claims(&from),
+            _ => {}
         }
-        *generation = summary.generation;
         self.news.claims.retain(|_, peers| {
             peers.remove(&from);
             !peers.is_empty()

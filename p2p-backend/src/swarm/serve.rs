@@ -1,96 +1,45 @@
 //! Answering others: what is sent at once, who waits, who is sent on, and in which order the line is used.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::grid::{Mask, Object, Pieces};
+use super::grid::{Mask, Object, PIECE, Pieces};
 use super::members::Peer;
-use super::message::{Ask, Frame, HaveMap, Holder, MOST_HOLDERS, Manner, Other, Urgency};
+use super::message::{Ask, Frame, Holder, MOST_HOLDERS, Manner, Urgency};
 use super::port::{Event, Inbound, Order, Output};
+use super::report::MOST_KNOWN;
 use super::time::Time;
 use super::{Swarm, Timer};
 
 /// An ask that we are answering.
 #[derive(Debug)]
 pub(super) struct Serving {
-    from: Peer,
-    object: Object,
-    group: u32,
-    manner: Manner,
-    below: u8,
-    offset: u32,
-    urgency: Urgency,
-    can_read: bool,
+    pub(super) from: Peer,
+    pub(super) object: Object,
+    pub(super) group: u32,
+    pub(super) manner: Manner,
+    pub(super) below: u8,
+    pub(super) offset: u32,
+    pub(super) urgency: Urgency,
+    pub(super) can_read: bool,
     /// Pieces that stand in line to be sent, or are being sent.
-    queued: Mask,
+    pub(super) queued: Mask,
     /// Pieces that are on their way to us.
-    held: Mask,
-    sending: Option<u32>,
-    since: Time,
-}
-
-impl Serving {
-    fn left(&self) -> Mask {
-        self.queued.or(self.held)
-    }
-}
-
-/// Everybody who is being answered.
-#[derive(Debug)]
-pub(super) struct Counter {
-    serving: BTreeMap<Inbound, Serving>,
-    per_peer: BTreeMap<Peer, u32>,
-    line: BTreeSet<(Reverse<Urgency>, u64, Inbound, u32)>,
-    sending: BTreeMap<Inbound, Time>,
-    /// Those of `sending` that are not slow yet, the oldest first.
-    quick: VecDeque<(Time, Inbound)>,
-    /// The turn that is being served; one who has nothing in line gets the next one, whoever has gets later ones.
-    turn: u64,
-    last_turn: BTreeMap<Peer, u64>,
-    /// Smoothed time between two pieces that we send, when there is always one to send.
-    pace: Duration,
-    last: Time,
-    pub(super) draining: bool,
+    pub(super) held: Mask,
+    pub(super) sending: Option<u32>,
+    pub(super) since: Time,
 }
 
 /// Asks of one member at a time; more are refused, for whoever floods us.
 const MOST_PER_PEER: u32 = 24;
 /// First sign to one who waits; before the others' hedging sets in.
 const FIRST_SIGN: Duration = Duration::from_millis(20);
-/// A pace to begin with: a piece at 1 Gbit/s.
-const PACE: Duration = Duration::from_micros(8500);
+/// An upload that takes longer is broken off: whoever takes less than 17 KiB a second takes the place of others.
+const LONGEST_UPLOAD: Duration = Duration::from_secs(60);
 
-impl Counter {
-    pub(super) fn new() -> Self {
-        Self {
-            serving: BTreeMap::new(),
-            per_peer: BTreeMap::new(),
-            line: BTreeSet::new(),
-            sending: BTreeMap::new(),
-            quick: VecDeque::new(),
-            turn: 0,
-            last_turn: BTreeMap::new(),
-            pace: PACE,
-            last: Time::default(),
-            draining: false,
-        }
-    }
-
-    /// Returns the time that a piece takes on our line.
-    pub(super) fn pace(&self) -> Duration {
-        self.pace
-    }
-
-    /// Returns how many pieces we have to send.
-    pub(super) fn backlog(&self) -> u8 {
-        u8::try_from(self.line.len() + self.sending.len()).unwrap_or(u8::MAX)
-    }
-
-    fn sent(&mut self, begun: Time, now: Time) {
-        let took = now.since(begun.max(self.last)).clamp(Duration::from_micros(100), Duration::from_secs(1));
-        self.pace = (self.pace * 7 + took) / 8;
-        self.last = now;
+impl Serving {
+    pub(super) fn left(&self) -> Mask {
+        self.queued.or(self.held)
     }
 }
 
@@ -98,24 +47,36 @@ impl Swarm {
     pub(super) fn asked_by(&mut self, from: Peer, inbound: Inbound, ask: Ask) {
         let Ask { object, size, ref origin, group, mask, .. } = ask;
         let have = self.blobs.get(&object).map(|blob| blob.have.in_group(group)).unwrap_or_default();
+        let beyond = |piece: u32| {
+            size.is_some_and(|size| u64::from(piece) * PIECE >= size.max(1))
+                || self.blobs.get(&object).is_some_and(|blob| !blob.may_have(piece))
+        };
+        if self.counter.draining || mask.pieces(group).any(beyond) {
+            return self.refuse(inbound, Frame::Gone { mask });
+        }
         if self.tombs.has(&object, self.now) || (!mask.without(have).is_empty() && !self.config.reads(origin)) {
             return self.refuse(inbound, Frame::Denied { mask });
         }
         let crowd = self.counter.per_peer.get(&from).copied().unwrap_or(0) >= MOST_PER_PEER
             || self.counter.serving.len() >= self.config.queue
-            || self.standings.quarantined(&from, self.now);
+            || self.standings.quarantined(&from, self.now)
+            || (self.blobs.len() >= MOST_KNOWN && !self.blobs.contains_key(&object));
         if crowd {
             return self.refuse(inbound, Frame::Busy { mask, holders: Vec::new() });
         }
-        let fetching = matches!(ask.manner, Manner::Home | Manner::BytesOnly)
-            && !self.counter.draining
-            && self.may_be_home(object, group);
+        let fetching = matches!(ask.manner, Manner::Home | Manner::BytesOnly) && self.may_be_home(object, group);
         if !fetching && !self.blobs.contains_key(&object) {
             return self.refuse(inbound, Frame::Gone { mask });
         }
         let (most, now) = (self.config.neighbours, self.now);
         let pace = self.counter.pace();
-        self.blob(object, size, origin).known.map(from, ask.have, Pieces::new(), most, now);
+        let reads = self.config.reads(origin);
+        let blob = self.blob(object);
+        if reads {
+            blob.hear(size, origin);
+        }
+        let end = blob.of_interest();
+        blob.known.map(from, ask.have.below(end), Pieces::new(), most, now);
         self.standings.busy(from, ask.backlog, pace, now);
         *self.counter.per_peer.entry(from).or_default() += 1;
         let serving = Serving {
@@ -135,8 +96,11 @@ impl Swarm {
         self.counter.serving.insert(inbound, serving);
         if fetching {
             self.answer_as_home(inbound, mask, have);
-            if let Some(blob) = self.blobs.get_mut(&object) {
-                blob.ledgers.entry(group).or_default().expect(from, mask, self.now);
+            let known = self.blobs.get(&object).and_then(|blob| blob.ledgers.get(&group));
+            if (known.is_some_and(|ledger| ledger.lists(&from)) || self.may_list(from, object))
+                && let Some(blob) = self.blobs.get_mut(&object)
+            {
+                blob.ledgers.entry(group).or_default().expect(from, mask, now);
             }
         } else {
             self.answer_as_holder(inbound, mask, have);
@@ -146,12 +110,12 @@ impl Swarm {
         }
     }
 
-    fn refuse(&mut self, inbound: Inbound, frame: Frame) {
+    pub(super) fn refuse(&mut self, inbound: Inbound, frame: Frame) {
         self.out.push(Output::Answer { inbound, frame });
         self.out.push(Output::Close { inbound });
     }
 
-    fn answer_as_holder(&mut self, inbound: Inbound, mask: Mask, have: Mask) {
+    pub(super) fn answer_as_holder(&mut self, inbound: Inbound, mask: Mask, have: Mask) {
         let (mut busy, mut gone) = (Mask::NONE, Mask::NONE);
         let Some(serving) = self.counter.serving.get(&inbound) else { return };
         let (object, group, manner) = (serving.object, serving.group, serving.manner);
@@ -181,7 +145,7 @@ impl Swarm {
         self.close_if_done(inbound);
     }
 
-    fn answer_as_home(&mut self, inbound: Inbound, mask: Mask, have: Mask) {
+    pub(super) fn answer_as_home(&mut self, inbound: Inbound, mask: Mask, have: Mask) {
         let Some(serving) = self.counter.serving.get(&inbound) else { return };
         let (object, group, manner, urgency, below) =
             (serving.object, serving.group, serving.manner, serving.urgency, serving.below);
@@ -205,7 +169,7 @@ impl Swarm {
     }
 
     /// Sends the asker on, where others can do it better; returns the pieces that stay with us.
-    fn refer(&mut self, inbound: Inbound, mine: Mask, missing: Mask) -> Mask {
+    pub(super) fn refer(&mut self, inbound: Inbound, mine: Mask, missing: Mask) -> Mask {
         let mask = mine.or(missing);
         let Some(serving) = self.counter.serving.get(&inbound) else { return mask };
         let (object, group, from, below) = (serving.object, serving.group, serving.from, serving.below);
@@ -213,7 +177,7 @@ impl Swarm {
         let now = self.now;
         let start = Peer(std::array::from_fn(|_| self.rng.u8(..)));
         let crowded = |piece: u32, blob: &super::blob::Blob| {
-            blob.waiting.get(&piece).is_some_and(|waiting| waiting.len() >= self.config.uploads_per_piece)
+            blob.waiting.get(&piece).is_some_and(|waiting| waiting.len() >= self.config.waiters_per_piece)
         };
         let Some(blob) = self.blobs.get(&object) else { return mask };
         // Sent on are: what we have while we are busy, and what we lack where somebody has it, or many wait here already.
@@ -252,41 +216,32 @@ impl Swarm {
     }
 
     /// Whether somebody can honestly take us for the home of a group: else anyone could make us read anything.
-    fn may_be_home(&mut self, object: Object, group: u32) -> bool {
+    pub(super) fn may_be_home(&mut self, object: Object, group: u32) -> bool {
         let homes = self.homes(object, group);
         let mut all = homes.all.iter().chain(&homes.zone);
         all.clone().any(|peer| *peer == self.me) || all.all(|peer| !self.usable(peer))
     }
 
-    fn is_coming(&self, object: Object, piece: u32) -> bool {
+    pub(super) fn is_coming(&self, object: Object, piece: u32) -> bool {
         self.blobs.get(&object).is_some_and(|blob| blob.fetches.contains_key(&piece))
     }
 
     /// Returns how deep we stand for a piece that is on its way to us, if we know.
-    fn depth_of(&self, object: Object, piece: u32) -> Option<u8> {
+    pub(super) fn depth_of(&self, object: Object, piece: u32) -> Option<u8> {
         let fetch = self.blobs.get(&object)?.fetches.get(&piece)?;
         // Whoever only waits until the registry may be read stands where one stands who reads it.
         fetch.depth.or(fetch.next_is_registry.then_some(0))
     }
 
     /// Whether an asker may wait here for a piece on its way to us: few others do, and we stand above all that it ever said.
-    fn may_wait(&self, inbound: Inbound, piece: u32) -> bool {
+    pub(super) fn may_wait(&self, inbound: Inbound, piece: u32) -> bool {
         let Some(serving) = self.counter.serving.get(&inbound) else { return false };
         let Some(depth) = self.depth_of(serving.object, piece) else { return false };
         let waiting = self.blobs.get(&serving.object).and_then(|blob| blob.waiting.get(&piece)).map_or(0, Vec::len);
-        depth < serving.below && waiting < self.config.uploads_per_piece
+        depth < serving.below && waiting < self.config.waiters_per_piece
     }
 
-    fn queue(&mut self, inbound: Inbound, piece: u32) {
-        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
-        serving.queued = serving.queued.or(Mask::of(piece));
-        serving.held = serving.held.without(Mask::of(piece));
-        let last = self.counter.last_turn.entry(serving.from).or_default();
-        *last = self.counter.turn.max(*last) + 1;
-        self.counter.line.insert((Reverse(serving.urgency), *last, inbound, piece));
-    }
-
-    fn hold(&mut self, inbound: Inbound, piece: u32) {
+    pub(super) fn hold(&mut self, inbound: Inbound, piece: u32) {
         let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
         serving.held = serving.held.or(Mask::of(piece));
         let object = serving.object;
@@ -336,7 +291,7 @@ impl Swarm {
         }
     }
 
-    fn stop_holding(&mut self, inbound: Inbound, piece: u32) {
+    pub(super) fn stop_holding(&mut self, inbound: Inbound, piece: u32) {
         if let Some(serving) = self.counter.serving.get_mut(&inbound) {
             serving.held = serving.held.without(Mask::of(piece));
             self.say_busy(inbound, Mask::of(piece));
@@ -345,7 +300,7 @@ impl Swarm {
     }
 
     /// Tells an asker that we cannot, and who perhaps can.
-    fn say_busy(&mut self, inbound: Inbound, mask: Mask) {
+    pub(super) fn say_busy(&mut self, inbound: Inbound, mask: Mask) {
         let (now, pace) = (self.now, self.counter.pace());
         let Some(serving) = self.counter.serving.get(&inbound) else { return };
         let (group, from) = (serving.group, serving.from);
@@ -388,14 +343,14 @@ impl Swarm {
         Some((from, mask))
     }
 
-    fn close_if_done(&mut self, inbound: Inbound) {
+    pub(super) fn close_if_done(&mut self, inbound: Inbound) {
         if self.counter.serving.get(&inbound).is_some_and(|serving| serving.left().is_empty()) {
             self.out.push(Output::Close { inbound });
             self.remove(inbound);
         }
     }
 
-    fn remove(&mut self, inbound: Inbound) {
+    pub(super) fn remove(&mut self, inbound: Inbound) {
         let Some(serving) = self.counter.serving.remove(&inbound) else { return };
         if let Some(count) = self.counter.per_peer.get_mut(&serving.from) {
             *count -= 1;
@@ -432,121 +387,19 @@ impl Swarm {
         self.remove(inbound);
     }
 
-    /// Begins to send, as far as the line allows.
-    pub(super) fn upload(&mut self) {
-        let now = self.now;
-        while let Some((begun, inbound)) = self.counter.quick.front().copied() {
-            let over = self.counter.sending.get(&inbound) != Some(&begun);
-            if !over && now.since(begun) < self.config.slow_upload {
-                break;
-            }
-            self.counter.quick.pop_front();
-        }
-        while self.counter.quick.len() < self.config.uploads && self.counter.sending.len() < self.config.most_uploads {
-            let free = |(_, _, inbound, _): &&(Reverse<Urgency>, u64, Inbound, u32)| {
-                !self.counter.sending.contains_key(inbound)
-            };
-            let Some(next) = self.counter.line.iter().find(free).copied() else { return };
-            self.counter.line.remove(&next);
-            let (_, turn, inbound, piece) = next;
-            self.counter.turn = self.counter.turn.max(turn);
-            self.send(inbound, piece);
-        }
-        if !self.counter.line.is_empty()
-            && let Some((begun, _)) = self.counter.quick.front()
-        {
-            let at = *begun + self.config.slow_upload;
-            self.timer(at, Timer::Upload);
-        }
-    }
-
-    fn send(&mut self, inbound: Inbound, piece: u32) {
-        let now = self.now;
-        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
-        let (object, offset) = (serving.object, serving.offset);
-        let here = self.blobs.get(&object).is_some_and(|blob| blob.have.has(piece));
-        if !here && !self.register.flowing(object, piece) {
-            // It was lost while the asker stood in line.
-            serving.queued = serving.queued.without(Mask::of(piece));
-            self.out.push(Output::Answer { inbound, frame: Frame::Gone { mask: Mask::of(piece) } });
-            self.close_if_done(inbound);
-            return;
-        }
-        serving.sending = Some(piece);
-        self.counter.sending.insert(inbound, now);
-        self.counter.quick.push_back((now, inbound));
-        let map = Frame::Map(self.have_map(object));
-        self.out.push(Output::Send { inbound, object, piece, offset, map });
-    }
-
-    fn have_map(&mut self, object: Object) -> HaveMap {
-        let backlog = self.counter.backlog();
-        let skip = self.rng.usize(..self.config.neighbours.max(1));
-        let Some(blob) = self.blobs.get(&object) else { return HaveMap::default() };
-        if blob.withdrawn.is_some() {
-            return HaveMap::default();
-        }
-        let coming = blob.fetches.iter().filter(|(_, fetch)| fetch.depth.is_some()).map(|(piece, _)| *piece).collect();
-        // Those with the least to do: who is known to everybody has the most.
-        let (now, pace) = (self.now, self.counter.pace());
-        let known = blob.known.iter().filter(|(peer, other)| !other.have.is_empty() && self.usable(peer));
-        let mut known: Vec<_> =
-            known.map(|(peer, other)| (self.standings.load(peer, pace, now), peer, other)).collect();
-        let turn = skip % known.len().max(1);
-        known.rotate_left(turn);
-        known.sort_by_key(|(load, ..)| *load);
-        let other = |(load, peer, other): &(u32, &Peer, &super::known::Neighbour)| Other {
-            peer: **peer,
-            have: other.have.clone(),
-            backlog: u8::try_from(*load).unwrap_or(u8::MAX),
-        };
-        let others = known.iter().take(MOST_HOLDERS).map(other).collect();
-        HaveMap { have: blob.have.clone(), coming, backlog, others }
-    }
-
-    pub(super) fn sent(&mut self, inbound: Inbound, piece: u32) {
-        let now = self.now;
-        let Some(serving) = self.counter.serving.get_mut(&inbound) else { return };
-        if serving.sending != Some(piece) {
-            return;
-        }
-        serving.sending = None;
-        serving.queued = serving.queued.without(Mask::of(piece));
-        serving.since = now;
-        let (object, from, group, home) =
-            (serving.object, serving.from, serving.group, serving.manner != Manner::Holder);
-        if let Some(begun) = self.counter.sending.remove(&inbound) {
-            self.counter.sent(begun, now);
-        }
-        if let Some(blob) = self.blobs.get_mut(&object) {
-            if home && let Some(ledger) = blob.ledgers.get_mut(&group) {
-                ledger.has(from, Mask::of(piece), false, now);
-            }
-            if let Some(neighbour) = blob.known.get_mut(&from) {
-                neighbour.have.insert(piece);
-            }
-        }
-        self.close_if_done(inbound);
-    }
-
-    /// A piece that was flowing from the registry broke off: whoever was being sent it is told by a broken connection.
-    pub(super) fn abort(&mut self, object: Object, piece: u32) {
-        let of = |serving: &Serving| serving.object == object && serving.sending == Some(piece);
-        let serving = self.counter.serving.iter().filter(|(_, serving)| of(serving));
-        let broken: Vec<Inbound> = serving.map(|(inbound, _)| *inbound).collect();
-        for inbound in broken {
-            self.out.push(Output::Abort { inbound });
-            self.remove(inbound);
-        }
-    }
-
     /// Tells one who waits that it is not in vain, or that it is.
     pub(super) fn watch_inbound(&mut self, inbound: Inbound) {
         let Some(serving) = self.counter.serving.get(&inbound) else { return };
         let (object, group, below, held, queued) =
             (serving.object, serving.group, serving.below, serving.held, serving.queued);
+        if self.counter.sending.get(&inbound).is_some_and(|begun| self.now.since(*begun) >= LONGEST_UPLOAD) {
+            self.out.push(Output::Abort { inbound });
+            self.remove(inbound);
+            return;
+        }
         if serving.sending.is_none() && self.now.since(serving.since) >= FIRST_SIGN {
-            let retry_after = self.blobs.get(&object).and_then(|blob| self.register.rests(&blob.origin, self.now));
+            let rests = |blob: &super::blob::Blob| self.register.rests(&blob.origin, false, self.now);
+            let retry_after = self.blobs.get(&object).and_then(rests);
             let retry_after =
                 retry_after.map_or(0, |until| u32::try_from(until.since(self.now).as_millis()).unwrap_or(u32::MAX));
             let mut by_depth = BTreeMap::<u8, Mask>::new();

@@ -14,6 +14,8 @@ use super::time::Time;
 #[derive(Debug, Default)]
 struct Standing {
     dead_until: Time,
+    /// It promised for too long, or hardly sent.
+    useless_until: Time,
     quarantined_until: Time,
     /// When its last connection broke.
     broke_at: Time,
@@ -35,9 +37,20 @@ pub(super) struct Standings {
 }
 
 impl Standings {
+    /// Returns how many are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
     /// Notes a sign of life; an answer to what we asked ends a death that we had only guessed.
     pub(super) fn heard(&mut self, peer: Peer) {
         self.peers.entry(peer).or_default().dead_until = Time::default();
+    }
+
+    /// Notes a good piece: it is of use again.
+    pub(super) fn gave(&mut self, peer: Peer) {
+        self.peers.entry(peer).or_default().useless_until = Time::default();
     }
 
     /// Notes how many pieces a peer has to send, as it says itself.
@@ -91,6 +104,11 @@ impl Standings {
         self.peers.entry(peer).or_default().dead_until = until;
     }
 
+    /// Notes that a peer promised for too long, or hardly sent.
+    pub(super) fn useless(&mut self, peer: Peer, until: Time) {
+        self.peers.entry(peer).or_default().useless_until = until;
+    }
+
     /// Notes that a connection broke; tells whether that happens too often.
     pub(super) fn broke(&mut self, peer: Peer, now: Time) -> bool {
         let standing = self.peers.entry(peer).or_default();
@@ -114,7 +132,10 @@ impl Standings {
 
     /// Whether a peer may be asked.
     pub(super) fn usable(&self, peer: &Peer, now: Time) -> bool {
-        self.peers.get(peer).is_none_or(|standing| standing.dead_until <= now && standing.quarantined_until <= now)
+        let over = |standing: &Standing| {
+            standing.dead_until <= now && standing.useless_until <= now && standing.quarantined_until <= now
+        };
+        self.peers.get(peer).is_none_or(over)
     }
 
     /// Forgets what is over, and who is no member and not in quarantine.
@@ -135,6 +156,17 @@ mod tests {
         assert!(!standings.usable(&peer, now));
         assert!(standings.usable(&peer, now + Duration::from_secs(20)));
         standings.heard(peer);
+        assert!(standings.usable(&peer, now));
+    }
+
+    #[test]
+    fn who_only_promises_is_not_asked_until_it_gives() {
+        let mut standings = Standings::default();
+        let (peer, now) = (Peer([1; 32]), Time(1_000_000));
+        standings.useless(peer, now + Duration::from_secs(20));
+        standings.heard(peer);
+        assert!(!standings.usable(&peer, now));
+        standings.gave(peer);
         assert!(standings.usable(&peer, now));
     }
 

@@ -32,12 +32,14 @@ pub(super) struct Terms {
 impl Swarm {
     pub(super) fn want(&mut self, want: Want, object: Object, size: Option<u64>, pieces: Range<u32>, terms: Terms) {
         let Terms { origin, urgency, order, reader } = terms;
-        let pieces = pieces.start..pieces.end.min(MOST_PIECES);
+        let end = pieces.end.min(MOST_PIECES);
+        let pieces = pieces.start.min(end)..end;
         if self.tombs.has(&object, self.now) {
             self.out.push(Output::Fail { want, pieces: pieces.into(), why: Failure::Forgotten });
             return;
         }
-        let blob = self.blob(object, size, &origin);
+        let blob = self.blob(object);
+        blob.learn(size, &origin);
         blob.withdrawn = None;
         if let Some(size) = size {
             self.sized(object, size);
@@ -135,7 +137,7 @@ impl Swarm {
     /// The size of an object is known now: what was wanted behind its end is not there.
     pub(super) fn sized(&mut self, object: Object, size: u64) {
         let Some(blob) = self.blobs.get_mut(&object) else { return };
-        blob.size = blob.size.or(Some(size));
+        blob.learn(Some(size), &Origin::default());
         let Some(pieces) = blob.pieces() else { return };
         let behind: Vec<u32> = blob.fetches.range(pieces..).map(|(piece, _)| *piece).collect();
         for piece in behind {
@@ -144,7 +146,8 @@ impl Swarm {
     }
 
     pub(super) fn restored(&mut self, object: Object, size: Option<u64>, pieces: Vec<(u32, Vouch)>, sealed: bool) {
-        let blob = self.blob(object, size, &"".into());
+        let blob = self.blob(object);
+        blob.learn(size, &Origin::default());
         for (piece, vouch) in pieces {
             if blob.have.insert(piece) {
                 blob.records.vouched(piece, vouch);

@@ -249,7 +249,7 @@ fn wrong_bytes_of_a_member_reach_no_reader_and_cost_it_its_trust() {
     assert!(status == 206 && part == content[3_000_000..=5_000_000]);
     let again = registry.sent.load(Ordering::SeqCst) - before;
     assert!((2_000_000..=4 << 20).contains(&again), "the registry sent {again} bytes again");
-    reader.says(&["WARN", "it is not asked for an hour", "Bytes"]);
+    reader.says(&["WARN", "a member gave wrong bytes", "Bytes"]);
 }
 
 #[test]

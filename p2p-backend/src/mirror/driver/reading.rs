@@ -82,7 +82,10 @@ impl Driver {
         let errand = match credential {
             Credential::Own => None,
             Credential::Caller(caller) => {
-                let of = |errand: &&Arc<Errand>| errand.caller == Some(caller);
+                // A token is shown to the registry that its owner named, and to no other.
+                let of = |errand: &&Arc<Errand>| {
+                    errand.caller == Some(caller) && *super::origin(&errand.registry, &errand.repo) == **origin
+                };
                 let found = mind.wants.values().map(|wanted| &wanted.errand).find(of).cloned();
                 if found.is_none() {
                     // The caller is gone, and its token with it.
@@ -118,9 +121,14 @@ impl Driver {
                         UpstreamError::Busy { retry_after, .. } => {
                             ReadEnd::Later(retry_after.unwrap_or(std::time::Duration::from_secs(1)))
                         }
+                        // Another 4xx is about this object, such as a range behind its end.
+                        UpstreamError::Odd { .. } | UpstreamError::Refused { .. } => ReadEnd::Odd,
                         _ => ReadEnd::Failed,
                     };
-                    mind.errors.insert(plan.object.0, Arc::new(error));
+                    // Members may ask for anything; what is told to nobody is not remembered.
+                    if mind.wants.values().any(|wanted| wanted.digest == plan.object.0) {
+                        mind.errors.insert(plan.object.0, Arc::new(error));
+                    }
                     end
                 }
             };

@@ -31,6 +31,7 @@ impl Driver {
     pub(super) async fn watch_members(self: Arc<Self>, mut table: watch::Receiver<Table>) {
         // Since when each has been ready, by our clock.
         let mut since: HashMap<(Peer, u32), Time> = HashMap::new();
+        let mut view = Arc::new(View::default());
         loop {
             let (now, members) = (self.now(), table.borrow_and_update().clone());
             let alone = members.len() == 1;
@@ -41,7 +42,7 @@ impl Driver {
                 let since = if home { *since.entry((member.peer(), member.boot)).or_insert(now) } else { now };
                 swarm::Member { peer: member.peer(), zone: zone(&member.zone), since, home }
             };
-            let view = View::new(members.iter().map(member).collect(), now);
+            view = Arc::new(view.next(members.iter().map(member).collect(), now));
             let settles = view.settles(now);
             if let Some(node) = self.node() {
                 node.forget(&members);
@@ -49,7 +50,7 @@ impl Driver {
             let ready = members.iter().filter(|member| member.standing == Standing::Ready).count();
             // One who has not begun to look knows nobody, which is another thing than being alone.
             if !alone || known {
-                self.feed(Input::View(Arc::new(view)));
+                self.feed(Input::View(view.clone()));
             }
             self.fetcher.metrics.members.set(i64::try_from(ready).unwrap_or(i64::MAX));
             let settled = async {
