@@ -194,6 +194,12 @@ impl Swarm {
         std::mem::take(&mut self.out)
     }
 
+    /// Returns, for a person, what is being done to get a piece.
+    pub fn explain(&self, object: &Object, piece: u32) -> Option<String> {
+        let fetch = self.blobs.get(object)?.fetches.get(&piece)?;
+        Some(format!("at {:?}, {:?}: {fetch:?}", self.now, self.blobs[object].is_todo(piece)))
+    }
+
     /// Does what became possible.
     fn settle(&mut self) {
         loop {

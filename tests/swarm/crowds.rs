@@ -81,6 +81,16 @@ fn a_thousand_objects_are_fetched_side_by_side() {
 }
 
 #[test]
+fn a_piece_that_was_asked_for_in_vain_does_not_only_wait_its_turn() {
+    // These were stranded: whenever the window was full, the patience of such pieces began anew.
+    for (name, seed) in [("partition", 4), ("lie: Busy", 18)] {
+        let scenario = named(10, name);
+        let outcome = scenario.run(seed);
+        assert!(outcome.wrongs.is_empty(), "{name}: {:#?}", outcome.wrongs);
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     for name in ["crowd", "kill homes", "lie: Floods"] {
         let scenario = named(20, name);

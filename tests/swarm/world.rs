@@ -376,7 +376,9 @@ impl<'s> World<'s> {
                 _ => {
                     let missing: Vec<_> = node.missing.iter().take(4).collect();
                     let what = format!("node {number} is stranded, {} pieces missing: {missing:?}", node.missing.len());
-                    self.outcome.wrong(what);
+                    let fetch =
+                        node.missing.first().and_then(|(name, piece)| node.swarm.explain(&object(*name), *piece));
+                    self.outcome.wrong(format!("{what}; {fetch:?}"));
                 }
             }
         }

@@ -428,7 +428,7 @@ mod tests {
             ("silence = \"11m\"", "swarm.silence"),
             ("pending = \"250ms\"", "swarm.silence"),
             ("lease = \"100ms\"", "swarm.pending"),
-            ("deadline = \"200ms\"", "swarm.deadline"),
+            ("deadline = \"20ms\"", "swarm.deadline"),
             ("report = \"0s\"", "swarm.report"),
             ("prefetch_reads = 0", "swarm.prefetch_reads"),
             ("queue = 100000", "swarm.queue"),

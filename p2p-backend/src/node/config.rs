@@ -211,7 +211,6 @@ impl Config {
             ("swarm.silence", self.silence, "swarm.hedge", self.hedge),
             ("swarm.silence", self.silence, "swarm.pending", self.pending),
             ("swarm.lease", self.lease, "swarm.pending", self.pending),
-            ("swarm.deadline", self.deadline, "swarm.silence", self.silence),
         ] {
             if span <= shorter {
                 return Err((key, format!("{span:?} is not longer than {than} ({shorter:?})")));

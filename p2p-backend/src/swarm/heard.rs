@@ -121,7 +121,6 @@ impl Swarm {
     pub(super) fn promised(&mut self, exchange: Exchange, object: Object, piece: u32, depth: Option<u8>, to: Peer) {
         let now = self.now;
         let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece)) else { return };
-        fetch.progress = now;
         let stands = depth.map_or(0, |depth| depth.saturating_add(1));
         if depth.is_some_and(|depth| depth >= fetch.ceiling) {
             // It fell behind where we stand: waiting for it could be waiting for ourselves.
@@ -131,6 +130,7 @@ impl Swarm {
             }
             return;
         }
+        fetch.progress = now;
         let mine = stands.max(1);
         // With two sources it is the deeper one that counts: the other may go, and then we wait for this.
         fetch.depth = fetch.depth.max(Some(mine));
