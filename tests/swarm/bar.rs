@@ -36,7 +36,7 @@ impl Bar {
             // The slow node itself needs 17 s for 100 MiB, and is the home of some of it.
             "slow nodes" => Self { egress: 1.10, seconds: 20.0, messages: 5.0, stall: 6.0, ..CROWD },
             "slow registry" => Self { seconds: 5.0, stall: 1.5, ..CROWD },
-            "429" => Self { egress: 1.05, seconds: 5.5, messages: 5.5, stall: 3.5, ..CROWD },
+            "429" => Self { egress: 1.25, seconds: 5.5, messages: 5.5, stall: 3.5, ..CROWD },
             // It is away for two seconds.
             "registry down" => Self { egress: 1.4, seconds: 7.0, messages: 6.5, stall: 5.0, ..CROWD },
             "tokens" | "strangers" => Self { egress: 1.05, ..CROWD },
@@ -52,7 +52,7 @@ impl Bar {
             "prefetch" => Self { seconds: 4.0, ..CROWD },
             // All of it needs 3.2 s, what is waited for a third of that.
             "demand beside prefetch" => {
-                Self { egress: 1.15, seconds: 9.0, messages: 9.0, stall: 3.0, urgent: if few { 3.0 } else { 4.0 } }
+                Self { egress: 1.25, seconds: 9.0, messages: 9.0, stall: 3.0, urgent: if few { 3.0 } else { 4.0 } }
             }
             // A third of the nodes dies, of ten nearly all, and each takes 2 s for what it reads.
             "weak links" => {
