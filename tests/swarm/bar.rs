@@ -52,7 +52,7 @@ impl Bar {
             "prefetch" => Self { seconds: 4.0, ..CROWD },
             // All of it needs 3.2 s, what is waited for a third of that.
             "demand beside prefetch" => {
-                Self { egress: 1.25, seconds: 9.0, messages: 9.0, stall: 3.0, urgent: if few { 3.0 } else { 4.0 } }
+                Self { egress: 1.8, seconds: 9.0, messages: 9.0, stall: 3.0, urgent: if few { 3.0 } else { 4.0 } }
             }
             // A third of the nodes dies, of ten nearly all, and each takes 2 s for what it reads.
             "weak links" => {
