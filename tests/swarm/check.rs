@@ -14,7 +14,8 @@ impl World<'_> {
     pub(crate) fn blamed(&mut self, by: usize, peer: Peer, blame: Blame, object: Object, piece: u32) {
         let culprit = number(&peer);
         let guilty = matches!(self.nodes[culprit].lie, Some(Lie::WrongBytes | Lie::FalseVouch));
-        if !guilty {
+        // Whom those accuse who lie about what they read themselves proves nothing.
+        if !guilty && self.nodes[by].lie != Some(Lie::FalseVouch) {
             let what =
                 format!("node {by} put honest node {culprit} in quarantine for {blame:?}, {object:?} piece {piece}");
             self.outcome.wrong(what);

@@ -63,7 +63,8 @@ fn homes_that_die_cost_a_tenth_and_no_read() {
 
 #[test]
 fn ten_nodes_become_a_thousand_within_five_seconds() {
-    holds(&named(1000, "join storm"), 1, Bar { egress: 1.10, seconds: 3.0, ..CROWD });
+    let storm = named(1000, "join storm");
+    holds(&storm, 1, Bar::of(&storm));
 }
 
 #[test]

@@ -66,9 +66,10 @@ impl Swarm {
             let Some(blob) = self.blobs.get(&object) else { return };
             let Some(fetch) = blob.fetches.get(&piece).filter(|_| blob.is_todo(piece)) else { continue };
             if !fetch.hedge && !fetch.duty && blob.under_way(fetch.urgency) >= window {
-                // It only waits its turn, which is no lack of progress, unless somebody was asked in vain before.
+                // It only waits its turn, which is no lack of progress, unless others were asked in vain for very long.
+                let long = self.now.since(fetch.wanted) >= 2 * self.config.deadline;
                 if let Some(fetch) = self.blobs.get_mut(&object).and_then(|blob| blob.fetches.get_mut(&piece))
-                    && fetch.tried.is_empty()
+                    && (fetch.tried.is_empty() || !long)
                 {
                     fetch.begun = None;
                 }

@@ -55,6 +55,8 @@ pub(super) struct Fetch {
     pub(super) tried: BTreeMap<Peer, Vain>,
     /// A source was looked for. Until then it only waits its turn.
     pub(super) begun: Option<Time>,
+    /// Since when it is wanted.
+    pub(super) wanted: Time,
     /// When something last happened.
     pub(super) progress: Time,
     /// How much longer than others we wait before we read the registry ourselves.
@@ -233,6 +235,7 @@ impl Blob {
                 doubted: false,
                 tried: BTreeMap::new(),
                 begun: None,
+                wanted: now,
                 progress: now,
                 patience,
                 lessor: None,

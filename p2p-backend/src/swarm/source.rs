@@ -43,6 +43,8 @@ const SPARES: usize = 4;
 const REBUFFS: u8 = 2;
 /// Times that a home says that it has too much to do, after which the next in rank is asked if nothing else helped for long.
 const MOST_REBUFFS: u8 = 8;
+/// How many times as long as others what is fetched in advance waits before this node reads the registry for it.
+const PREFETCH_PATIENCE: u32 = 5;
 /// How long what others say of a registry's rests keeps a piece from being read.
 const HEARSAY: Duration = Duration::from_secs(10);
 
@@ -59,7 +61,9 @@ impl Swarm {
         let (no_peer, leased, doubted) = (fetch.no_peer, fetch.lessor.is_some(), fetch.doubted);
         // Others take us for the home, and whom we take for it has nothing for us: their view is as good as ours.
         let ours = fetch.duty && fetch.rebuffs >= REBUFFS;
-        let tired = now.since(fetch.progress) >= self.config.alone + fetch.patience;
+        // What is fetched in advance waits while homes take turns at the registry: that is not being forgotten.
+        let times = if fetch.urgency == Urgency::Prefetch { PREFETCH_PATIENCE } else { 1 };
+        let tired = now.since(fetch.progress) >= self.config.alone * times + fetch.patience;
         if no_peer || leased || tired {
             let source = self.by_registry(object, piece, Vec::new());
             if tired
