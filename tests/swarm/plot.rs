@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 /// A crowd: nodes, seconds of the median node and of the slowest.
 pub type Point = (usize, f64, f64);
 
+/// What a line shows of a point.
+type Pick = fn(&Point) -> f64;
+
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 240.0;
 const LEFT: f64 = 50.0;
@@ -42,7 +45,7 @@ pub fn growth(points: &[Point], least: f64, bar: f64) -> String {
         let at = x(*nodes);
         add(format!("<text x=\"{at:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{nodes} nodes</text>\n", HEIGHT - 8.0));
     }
-    let lines: [(&str, &str, fn(&Point) -> f64); 2] =
+    let lines: [(&str, &str, Pick); 2] =
         [("slowest node", "#b03030", |point| point.2), ("median node", "#2060a0", |point| point.1)];
     for (name, colour, seconds) in lines {
         let mut path = String::new();

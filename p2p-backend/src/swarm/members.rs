@@ -278,7 +278,7 @@ mod tests {
                 }
             }
             // Six standard deviations of a fair share.
-            let share = GROUPS as f64 / numbers.len() as f64;
+            let share = f64::from(GROUPS) / numbers.len() as f64;
             prop_assert!((moved as f64) < share + 6.0 * share.sqrt() + 1.0, "{moved} of {share} moved");
         }
 
