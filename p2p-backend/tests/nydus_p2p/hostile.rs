@@ -103,7 +103,7 @@ async fn a_member_that_signs_wrong_bytes_is_found_out_by_a_reader_that_verifies(
     }
     assert_eq!(lies, 1, "one lie is enough; it told {}", liar.told.load(Ordering::SeqCst));
     let peer = liar.identity.peer().to_string();
-    node.says(&["WARN", "it is not asked for an hour", "Vouch", &peer]);
+    node.says(&["WARN", "it is not asked for a while", "Vouch", &peer]);
     // It is not asked again, and all is well.
     let told = liar.told.load(Ordering::SeqCst);
     assert!(node.get(&path) == (200, content.to_vec()));
