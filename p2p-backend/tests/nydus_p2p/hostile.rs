@@ -123,8 +123,9 @@ async fn where_proof_is_asked_for_nobody_is_given_a_member_s_word() {
             scope.spawn(|| assert!(node.get(&path) == (200, content.to_vec())));
         }
     });
-    let sent = registry.sent.load(Ordering::SeqCst);
-    assert!(sent <= content.len() * 105 / 100, "the registry sent {sent} bytes of {}", content.len());
+    // One group may have two homes while the members' lists are still being compared.
+    let (sent, group) = (registry.sent.load(Ordering::SeqCst), 4 * PIECE as usize);
+    assert!(sent <= content.len() * 105 / 100 + group, "the registry sent {sent} bytes of {}", content.len());
 
     let content = noise(24_999_999);
     let path = blob("some/repo", &content);
