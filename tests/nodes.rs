@@ -181,6 +181,8 @@ async fn halves_are_two_swarms_and_then_one(cluster: &Cluster) -> Result<()> {
         cluster.lab.heal(node, [2, 3])?;
     }
     cluster.settle()?;
+    // Until then some take others for dead, whom they could not reach: twice as long as `dead`.
+    std::thread::sleep(Duration::from_secs(4));
     let (path, bytes) = cluster.push(23, 24 << 20).await?;
     leaves(cluster, "healed", size, 105, || cluster.read_at_once(&cluster.everybody(), Door::Open, &path, &bytes))
 }
