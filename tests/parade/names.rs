@@ -177,14 +177,16 @@ impl Way<'_> {
 
     /// Every connection loses the 300 ms after which the other kind of address is tried, and no more.
     async fn unreachable(&self, what: &str, posts: &mut [Post]) -> Result<()> {
-        let mut shortest = Duration::MAX;
+        let (mut shortest, mut longest) = (Duration::MAX, Duration::ZERO);
         for _ in 0..TRIES {
             let begin = Instant::now();
             self.right(what, posts).await?;
             shortest = shortest.min(begin.elapsed());
+            longest = longest.max(begin.elapsed());
         }
-        // Twice, because nydusd asks the mirror at most once in vain; an address that is waited for costs 1.5 s and more.
-        ensure!(shortest > Duration::from_millis(300), "nobody tried it first: {shortest:?}");
+        // A try may find a connection that was kept. Twice 300 ms at most, because nydusd asks the mirror at most once in vain; an
+        // address that is waited for costs 1.5 s and more.
+        ensure!(longest > Duration::from_millis(300), "nobody tried it first: {longest:?}");
         ensure!(shortest < Duration::from_millis(1400), "it was waited for: {shortest:?}");
         Ok(())
     }
