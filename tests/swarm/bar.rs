@@ -33,12 +33,12 @@ impl Bar {
             // Each side reads what it lacks; twice is the least where nobody has anything yet.
             "partition" => Self { egress: 2.1, seconds: 3.0, ..CROWD },
             // A thousand who join have ten settled homes for the first five seconds.
-            "join storm" if scenario.nodes > 100 => Self { egress: 1.10, seconds: 6.0, stall: 2.5, ..CROWD },
+            "join storm" if scenario.nodes > 100 => Self { egress: 1.01, seconds: 5.5, stall: 2.1, ..CROWD },
             "join storm" => Self { egress: 1.10, seconds: 2.6, ..CROWD },
             // The slow node itself needs 17 s for 100 MiB, and is the home of some of it.
             "slow nodes" => Self { egress: 1.10, seconds: 20.0, messages: 5.0, stall: 6.0, ..CROWD },
             "slow registry" => Self { seconds: 5.0, stall: 1.5, ..CROWD },
-            "429" => Self { egress: 1.25, seconds: 5.5, messages: 5.5, stall: 3.5, ..CROWD },
+            "429" => Self { egress: 1.05, seconds: 5.5, messages: 5.5, stall: 3.5, ..CROWD },
             // It is away for two seconds.
             "registry down" => Self { egress: 1.4, seconds: 7.0, messages: 6.5, stall: 5.0, ..CROWD },
             "tokens" | "strangers" => Self { egress: 1.05, ..CROWD },
@@ -51,7 +51,7 @@ impl Bar {
             "late eviction" => Self { egress: 1.10, ..CROWD },
             "busy homes" => Self { egress: 1.02, seconds: 4.0, messages: 12.0, stall: 2.0, ..CROWD },
             // Homes take turns, and nobody waits.
-            "prefetch" => Self { seconds: 4.0, messages: 4.0, ..CROWD },
+            "prefetch" => Self { seconds: 4.0, messages: 3.5, ..CROWD },
             // All of it needs 3.2 s, what is waited for a third of that.
             "demand beside prefetch" => {
                 Self { egress: 1.15, seconds: 9.0, messages: 9.0, stall: 3.0, urgent: if few { 3.0 } else { 4.0 } }
@@ -63,8 +63,8 @@ impl Bar {
             _ => match scenario.lie {
                 Some(Lie::WrongBytes) => Self { egress: 1.3, messages: 4.0, ..CROWD },
                 // Every reader has to find out for itself that the signer lied.
-                Some(Lie::FalseVouch) => Self { egress: 5.0, ..CROWD },
-                Some(Lie::Promises) => Self { egress: 1.15, seconds: 11.0, messages: 6.5, stall: 7.0, ..CROWD },
+                Some(Lie::FalseVouch) => Self { egress: if few { 3.3 } else { 4.6 }, ..CROWD },
+                Some(Lie::Promises) => Self { egress: 1.15, seconds: 10.0, messages: 6.5, stall: 6.6, ..CROWD },
                 Some(Lie::Drips) => Self { egress: 1.15, seconds: 9.0, messages: 5.0, stall: 6.0, ..CROWD },
                 Some(Lie::Busy) => Self { egress: 1.3, seconds: 9.0, messages: 8.0, stall: 6.0, ..CROWD },
                 Some(Lie::Floods) => Self { egress: 1.15, seconds: 4.0, messages: 5.0, ..CROWD },
