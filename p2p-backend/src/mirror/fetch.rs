@@ -50,6 +50,22 @@ pub(super) struct Errand {
     pub(super) prefetch: bool,
 }
 
+impl Errand {
+    /// Returns the request that asks whether the caller may have the blob, and how large it is.
+    pub(super) fn question(&self) -> Call<'_> {
+        Call {
+            method: Method::HEAD,
+            registry: &self.registry,
+            repo: &self.repo,
+            path: &self.path,
+            range: None,
+            accept: None,
+            authorization: self.authorization.as_ref(),
+            hops: &self.hops,
+        }
+    }
+}
+
 /// What fetches.
 #[derive(Debug)]
 pub(super) struct Fetcher {

@@ -8,7 +8,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use http::Method;
 use nydus_rafs::Digest;
 use tokio::sync::oneshot;
 
@@ -19,7 +18,7 @@ use crate::mirror::fetch::Errand;
 use crate::mirror::filling::Interest;
 use crate::mirror::pieces::{Look, PIECE};
 use crate::mirror::quota::Pin;
-use crate::mirror::upstream::{Call, UpstreamError};
+use crate::mirror::upstream::UpstreamError;
 use crate::swarm::grid::{GROUP, group_of};
 use crate::swarm::message::{Origin, Urgency};
 use crate::swarm::port::{Caller, Input, Order, Reader, Verdict, Want};
@@ -179,16 +178,7 @@ impl Driver {
             {
                 return;
             }
-            let call = Call {
-                method: Method::HEAD,
-                registry: &errand.registry,
-                repo: &errand.repo,
-                path: &errand.path,
-                range: None,
-                accept: None,
-                authorization: errand.authorization.as_ref(),
-                hops: &errand.hops,
-            };
+            let call = errand.question();
             let probed = own.fetcher.upstream.probe(&call, None, errand.no_peer).await;
             let mut mind = own.mind();
             let verdict = match probed {

@@ -181,16 +181,7 @@ impl Server {
                     return Ok(Granted { size, held: Arc::new(Mutex::new(held)) });
                 }
             }
-            let call = Call {
-                method: Method::HEAD,
-                registry: &errand.registry,
-                repo: &errand.repo,
-                path: &errand.path,
-                range: None,
-                accept: None,
-                authorization: errand.authorization.as_ref(),
-                hops: &errand.hops,
-            };
+            let call = errand.question();
             let part = part.map(|pieces| pieces.start * PIECE..pieces.end * PIECE);
             let probed = server.fetcher.upstream.probe(&call, part.clone(), errand.no_peer).await.map_err(Arc::new)?;
             let held = match (probed.opened, part) {
